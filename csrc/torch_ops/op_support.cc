@@ -1,0 +1,81 @@
+#include "torch_ops/op_support.h"
+
+#include <vector>
+
+// Exported by CUDA builds of torch only; weak, so that this library also loads on CPU builds.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(
+    int32_t device_index, void** stream);
+
+namespace mc::torch_ops {
+namespace {
+
+DType to_dtype(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float: return DType::kF32;
+    case ScalarType::BFloat16: return DType::kBF16;
+    case ScalarType::Half: return DType::kF16;
+    case ScalarType::Double: return DType::kF64;
+    case ScalarType::Char: return DType::kI8;
+    case ScalarType::Byte: return DType::kU8;
+    case ScalarType::Int: return DType::kI32;
+    case ScalarType::Long: return DType::kI64;
+    case ScalarType::Bool: return DType::kBool;
+    default: return DType::kOther;
+  }
+}
+
+void torch_parallel_for(int64_t begin, int64_t end, int64_t grain, const RangeBody& body) {
+  torch::stable::parallel_for(begin, end, grain, body);
+}
+
+}  // namespace
+
+TensorView view(const Tensor& tensor) {
+  STD_TORCH_CHECK(tensor.dim() <= kMaxRank, "tensors must have rank <= ", kMaxRank, ", got ",
+                  tensor.dim());
+  TensorView out;
+  out.data = tensor.mutable_data_ptr();
+  out.dtype = to_dtype(tensor.scalar_type());
+#ifdef MC_EMU
+  out.device = Device::kCuda;
+#else
+  out.device = tensor.is_cuda() ? Device::kCuda : Device::kCpu;
+#endif
+  out.rank = static_cast<int32_t>(tensor.dim());
+  for (int axis = 0; axis < out.rank; ++axis) {
+    out.shape[axis] = tensor.size(axis);
+    out.strides[axis] = tensor.stride(axis);
+  }
+  return out;
+}
+
+TensorView view(const std::optional<Tensor>& tensor) {
+  return tensor.has_value() ? view(*tensor) : TensorView{};
+}
+
+Exec exec_for(const Tensor& tensor) {
+  Exec exec;
+  exec.parallel_for = &torch_parallel_for;
+  if (!tensor.is_cuda()) return exec;
+  STD_TORCH_CHECK(&aoti_torch_get_current_cuda_stream != nullptr,
+                  "a CUDA tensor was given, but this torch has no CUDA");
+  exec.device_index = tensor.get_device_index();
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(exec.device_index, &exec.stream));
+  return exec;
+}
+
+DeviceScope::DeviceScope(const Tensor& tensor) {
+  if (tensor.is_cuda()) guard_.emplace(tensor.get_device_index());
+}
+
+void raise_if_error(const Status& status) {
+  STD_TORCH_CHECK(status.is_ok(), status.to_string());
+}
+
+Tensor empty_like_device(const Tensor& like, std::initializer_list<int64_t> shape,
+                         ScalarType dtype) {
+  const std::vector<int64_t> sizes(shape);
+  return torch::stable::empty(sizes, dtype, std::nullopt, like.device());
+}
+
+}  // namespace mc::torch_ops
