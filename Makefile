@@ -1,0 +1,76 @@
+# The developer's loop. `make demo` and `make test` need nothing but Python 3.11, gcc and make.
+#
+#   make demo          ask a small frozen model about a history 100 times its working budget
+#   make test          everything: C++ tests, Python tests, emulated CUDA, smoke benchmarks
+#   make check         the quick loop: format, lint, types, tidy, fast tests
+#   make test T=word   everything about one word
+#   make bench B=name  one benchmark at full size (python -m benchmarks list)
+#   make gpu           kernel tests and benchmarks on the CUDA device of this machine
+#   make train-gpu     the training queue on the CUDA device of this machine
+#   make format        clang-format and ruff
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+BUILD := build/dev
+JOBS ?= $(shell nproc)
+# AUTO builds the CUDA kernels where nvcc is found; the tests need only the emulated ones.
+MC_CUDA ?= OFF
+export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test check setup build bench gpu train-gpu format lint types cpp-test fuzz clean
+
+demo: build
+	$(BIN)/python -m megacontext.demo
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml tools/setup.sh
+	PYTHON=$(PYTHON) bash tools/setup.sh $(VENV)
+	touch $@
+
+# Sources are watched by ninja, so this is quick when nothing changed.
+build: setup
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable . \
+	  -C build-dir=$(BUILD) -C cmake.define.MC_CUDA=$(MC_CUDA) \
+	  -C cmake.define.MC_BUILD_TESTS=$(if $(wildcard /usr/include/gtest/gtest.h),ON,OFF)
+
+cpp-test: build
+	@test -x $(BUILD)/tests/cpp/mc_tests || { \
+	  echo "C++ tests need GoogleTest: apt-get install libgtest-dev, then make build"; exit 1; }
+	$(BUILD)/tests/cpp/mc_tests --gtest_brief=1
+
+# The workers run one thread each: two threads in two workers on two cores are slower than one.
+test: build cpp-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(if $(T),-k "$(T)")
+
+check: build lint types cpp-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow and not smollm2"
+
+lint:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	find csrc tests -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh' | \
+	  xargs $(BIN)/clang-format --dry-run --Werror
+
+types:
+	$(BIN)/mypy
+
+bench: build
+	$(BIN)/python -m benchmarks run $(B) --full
+
+gpu:
+	PYTHON=$(PYTHON) bash tools/gpu_suite.sh
+
+train-gpu:
+	PYTHON=$(PYTHON) bash tools/gpu_train.sh
+
+format: setup
+	$(BIN)/ruff check --fix --quiet . || true
+	$(BIN)/ruff format --quiet .
+	find csrc tests -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh' | \
+	  xargs $(BIN)/clang-format -i
+
+clean:
+	rm -rf build .venv

@@ -1,0 +1,33 @@
+"""The compiled half of MegaContext, importable alone.
+
+Two doors, each loaded when it is first used: the engine (``Store``, ``WorkingContext``, ...) and the
+kernels as torch operators (``megacontext_ext.ops``). This package decides nothing: policy, models
+and people are in ``megacontext``.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from megacontext_ext import errors
+
+if TYPE_CHECKING:
+    from megacontext_ext import ops
+
+__version__ = "0.1.0"
+
+# Public name -> the module that defines it. Loaded lazily, so that the kernels need no engine and
+# the engine needs no torch.
+_HOMES: dict[str, str] = {}
+
+__all__ = ["errors", "ops", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ops":
+        return import_module("megacontext_ext.ops")
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'megacontext_ext' has no attribute {name!r}")
+    return getattr(import_module(home), name)

@@ -1,0 +1,29 @@
+"""The kernels as PyTorch functions: one file an operator, each with its autograd and fake rule.
+
+``torch.ops.megacontext.*`` holds the raw operators; the functions here check types, name arguments
+and are what people call. Every operator runs on CPU; with CUDA tensors it runs on CUDA.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from megacontext_ext.ops import _load
+
+_load.load()
+
+_CPU_LEVELS = ("portable", "avx2", "avx512")
+
+__all__ = ["cpu_level", "set_cpu_level"]
+
+
+def cpu_level() -> str:
+    """Instruction set that the CPU kernels use: "portable", "avx2" or "avx512"."""
+    return _CPU_LEVELS[torch.ops.megacontext.cpu_level()]
+
+
+def set_cpu_level(level: str) -> bool:
+    """Changes the instruction set, for tests and benchmarks; False when this CPU lacks it."""
+    if level not in _CPU_LEVELS:
+        raise ValueError(f"level must be one of {_CPU_LEVELS}, got {level!r}")
+    return bool(torch.ops.megacontext.set_cpu_level(_CPU_LEVELS.index(level)))

@@ -1,0 +1,1 @@
+"""Memory without end for frozen language models."""
