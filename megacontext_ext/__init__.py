@@ -1,8 +1,8 @@
 """The compiled half of MegaContext, importable alone.
 
-Two doors, each loaded when it is first used: the engine (``Store``, ``WorkingContext``, ...) and the
-kernels as torch operators (``megacontext_ext.ops``). This package decides nothing: policy, models
-and people are in ``megacontext``.
+Two doors, each loaded when it is first used: the engine (``Store``, ``WorkingContext``, ...) and
+the kernels as torch operators (``megacontext_ext.ops``). This package decides nothing: policy,
+models and people are in ``megacontext``.
 """
 
 from __future__ import annotations

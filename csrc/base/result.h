@@ -12,8 +12,8 @@ namespace mc {
 template <class T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : value_(std::move(value)) {}                      // NOLINT(google-explicit-constructor)
-  Result(Status status) : status_(std::move(status)) {               // NOLINT(google-explicit-constructor)
+  Result(T value) : value_(std::move(value)) {}         // NOLINT(google-explicit-constructor)
+  Result(Status status) : status_(std::move(status)) {  // NOLINT(google-explicit-constructor)
     MC_ASSERT(!status_.is_ok());
   }
 
@@ -43,8 +43,7 @@ class [[nodiscard]] Result {
 #define MC_CONCAT_INNER_(a, b) a##b
 #define MC_CONCAT_(a, b) MC_CONCAT_INNER_(a, b)
 // MC_ASSIGN_OR_RETURN(auto rows, read_rows(...)): the value, or return the Status.
-#define MC_ASSIGN_OR_RETURN(declaration, expression)                                    \
-  auto MC_CONCAT_(mc_result_, __LINE__) = (expression);                                 \
-  if (!MC_CONCAT_(mc_result_, __LINE__).is_ok())                                        \
-    return MC_CONCAT_(mc_result_, __LINE__).status();                                   \
+#define MC_ASSIGN_OR_RETURN(declaration, expression)                                               \
+  auto MC_CONCAT_(mc_result_, __LINE__) = (expression);                                            \
+  if (!MC_CONCAT_(mc_result_, __LINE__).is_ok()) return MC_CONCAT_(mc_result_, __LINE__).status(); \
   declaration = std::move(MC_CONCAT_(mc_result_, __LINE__)).value()

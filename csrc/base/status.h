@@ -69,7 +69,7 @@ class [[nodiscard]] Status {
 
 }  // namespace mc
 
-#define MC_RETURN_IF_ERROR(expression)                          \
-  do {                                                          \
+#define MC_RETURN_IF_ERROR(expression)                                                  \
+  do {                                                                                  \
     if (::mc::Status mc_status_ = (expression); !mc_status_.is_ok()) return mc_status_; \
   } while (false)

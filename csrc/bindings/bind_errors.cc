@@ -31,7 +31,8 @@ void raise(const Status& status) {
   const py::object error_class =
       py::module_::import("megacontext_ext.errors").attr(class_name(status.code()));
   if (status.code() == StatusCode::kIoError) {
-    PyErr_SetObject(error_class.ptr(), py::make_tuple(status.error_number(), status.message()).ptr());
+    PyErr_SetObject(error_class.ptr(),
+                    py::make_tuple(status.error_number(), status.message()).ptr());
   } else {
     PyErr_SetString(error_class.ptr(), status.message().c_str());
   }

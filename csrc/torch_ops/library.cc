@@ -7,9 +7,13 @@
 namespace mc::torch_ops {
 namespace {
 
-int64_t op_cpu_level() { return static_cast<int64_t>(cpu_level()); }
+int64_t op_cpu_level() {
+  return static_cast<int64_t>(cpu_level());
+}
 
-bool op_set_cpu_level(int64_t level) { return set_cpu_level(static_cast<CpuLevel>(level)); }
+bool op_set_cpu_level(int64_t level) {
+  return set_cpu_level(static_cast<CpuLevel>(level));
+}
 
 }  // namespace
 }  // namespace mc::torch_ops

@@ -3,8 +3,8 @@
 #include <vector>
 
 // Exported by CUDA builds of torch only; weak, so that this library also loads on CPU builds.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(
-    int32_t device_index, void** stream);
+extern "C" __attribute__((weak)) AOTITorchError
+aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
 
 namespace mc::torch_ops {
 namespace {

@@ -1,1 +1,1 @@
-"""The meaning of every kernel, in plain torch: slow, clear, any floating dtype, no compiled code."""
+"""The meaning of every kernel in plain torch: slow, clear, any floating dtype, nothing compiled."""

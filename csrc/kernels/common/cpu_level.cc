@@ -42,7 +42,9 @@ std::atomic<CpuLevel>& current_level() {
 
 }  // namespace
 
-CpuLevel cpu_level() { return current_level().load(std::memory_order_relaxed); }
+CpuLevel cpu_level() {
+  return current_level().load(std::memory_order_relaxed);
+}
 
 std::string_view cpu_level_name(CpuLevel level) {
   switch (level) {
