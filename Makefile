@@ -15,12 +15,15 @@ BUILD := build/dev
 JOBS ?= $(shell nproc)
 # AUTO builds the CUDA kernels where nvcc is found; the tests need only the emulated ones.
 MC_CUDA ?= OFF
+BUILD_TESTS = $(if $(wildcard /usr/include/gtest/gtest.h),ON,OFF)
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: demo test check setup build bench gpu train-gpu format lint types cpp-test fuzz clean
 
+# The demo needs no tests compiled.
+demo: BUILD_TESTS = OFF
 demo: build
 	$(BIN)/python -m megacontext.demo
 
@@ -34,7 +37,7 @@ $(VENV)/.ready: pyproject.toml tools/setup.sh
 build: setup
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable . \
 	  -C build-dir=$(BUILD) -C cmake.define.MC_CUDA=$(MC_CUDA) \
-	  -C cmake.define.MC_BUILD_TESTS=$(if $(wildcard /usr/include/gtest/gtest.h),ON,OFF)
+	  -C cmake.define.MC_BUILD_TESTS=$(BUILD_TESTS)
 
 cpp-test: build
 	@test -x $(BUILD)/tests/cpp/mc_tests || { \
