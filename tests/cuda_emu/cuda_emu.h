@@ -25,8 +25,6 @@
 #include <ucontext.h>
 #endif
 
-#pragma GCC diagnostic ignored "-Wunknown-pragmas"  // #pragma unroll
-
 #define __global__
 #define __device__
 #define __host__

@@ -1,0 +1,128 @@
+"""Fixtures that every test may use: where kernels run, poisoned memory, seeds."""
+
+from __future__ import annotations
+
+import os
+import random
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+# Other orders of the emulated threads find missing barriers; 0 would run them in order.
+EMULATED_THREAD_ORDER_SEED = 7
+
+
+@dataclass(frozen=True)
+class KernelDevice:
+    """One way to run the operators: a CPU level, CUDA source on the CPU, or a CUDA device."""
+
+    name: str
+    ops: Any  # torch.ops.megacontext, or its emulated twin
+    place: str  # "cpu" or "cuda"
+
+    @property
+    def is_cuda(self) -> bool:
+        """True when the CUDA source runs, emulated or not."""
+        return self.name.startswith("cuda")
+
+    def put(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
+        """A contiguous copy on this device with NaN (or the largest integer) behind its end."""
+        if tensor is None:
+            return None
+        guard = 64
+        poison = float("nan") if tensor.dtype.is_floating_point else 1
+        if not tensor.dtype.is_floating_point and tensor.dtype != torch.bool:
+            poison = torch.iinfo(tensor.dtype).max
+        buffer = torch.full((tensor.numel() + guard,), poison, device=self.place).to(tensor.dtype)
+        copy = buffer[: tensor.numel()].view(tensor.shape)
+        copy.copy_(tensor)
+        return copy
+
+
+def emulated_library() -> Path | None:
+    """The twin of the operators that runs CUDA source on the CPU: MC_OPS_EMU_LIBRARY, or the newest."""
+    named = os.environ.get("MC_OPS_EMU_LIBRARY")
+    if named:
+        return Path(named)
+    built = sorted(ROOT.glob("build/*/_ops_emu.so"), key=lambda path: path.stat().st_mtime)
+    return built[-1] if built else None
+
+
+def _emulated_ops() -> Any:
+    if not hasattr(torch.ops.megacontext_emu, "cpu_level"):
+        path = emulated_library()
+        if path is None:
+            pytest.skip("the emulated twin is not built: configure with -DMC_BUILD_TESTS=ON")
+        torch.ops.load_library(str(path))
+    torch.ops.megacontext_emu.set_thread_order(EMULATED_THREAD_ORDER_SEED)
+    return torch.ops.megacontext_emu
+
+
+KERNEL_DEVICES = ["cpu_portable", "cpu_avx2", "cpu_avx512", "cuda_emu", "cuda"]
+
+
+def _open_device(name: str) -> Iterator[KernelDevice]:
+    if name == "cuda_emu":
+        yield KernelDevice(name, _emulated_ops(), "cpu")
+        return
+    from megacontext_ext import ops
+
+    if name == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip("torch sees no CUDA device on this machine")
+        yield KernelDevice(name, torch.ops.megacontext, "cuda")
+        return
+    before = ops.cpu_level()
+    level = name.removeprefix("cpu_")
+    if not ops.set_cpu_level(level):
+        pytest.skip(f"this CPU has no {level}")
+    yield KernelDevice(name, torch.ops.megacontext, "cpu")
+    ops.set_cpu_level(before)
+
+
+@pytest.fixture(params=KERNEL_DEVICES)
+def device(request: pytest.FixtureRequest) -> Iterator[KernelDevice]:
+    """Every way to run a kernel: three CPU levels, CUDA source emulated, CUDA."""
+    yield from _open_device(request.param)
+
+
+@pytest.fixture(params=["cpu_portable", "cuda"])
+def wrapper_device(request: pytest.FixtureRequest) -> Iterator[KernelDevice]:
+    """Where the typed wrappers run (they know no emulation): for autograd and torch.compile."""
+    yield from _open_device(request.param)
+
+
+@pytest.fixture(params=["portable", "avx2", "avx512"])
+def cpu_level(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set of the CPU kernels that this machine has."""
+    for device in _open_device("cpu_" + request.param):
+        yield device.name.removeprefix("cpu_")
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    torch.manual_seed(20261122)
+    np.random.seed(20261122)
+    random.seed(20261122)
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_outputs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """In kernel tests torch.empty, from C++ too, gives NaN: an output not written completely shows."""
+    if "kernels" not in request.path.parts:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = True
+        yield
+        torch.use_deterministic_algorithms(before)
