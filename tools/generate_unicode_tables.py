@@ -99,8 +99,10 @@ def write(name: str, type_name: str, rows: list[tuple[int, ...]]) -> None:
 
 
 def main() -> None:
-    print(f"// Unicode {unicodedata.unidata_version}. Written by tools/generate_unicode_tables.py;"
-          " do not edit.")
+    print(
+        f"// Unicode {unicodedata.unidata_version}. Written by tools/generate_unicode_tables.py;"
+        " do not edit."
+    )
     print("// clang-format off")
     write("kWordRanges", "WordRange", ranges([(code, kind(code)) for code in range(FIRST, END)]))
     write("kFoldRuns", "FoldRun", fold_runs())
