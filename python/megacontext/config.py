@@ -1,0 +1,101 @@
+"""Every knob of the runtime: its unit, its default, and why that default.
+
+Knows no model, no store and no file format.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from megacontext_ext.errors import InvalidArgument
+
+# Fan-out of the tree (DESIGN.md D3): the tokens of one block, and the children of one node.
+K = 32
+
+PositionRule = Literal["auto", "timeline", "contiguous"]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationConfig:
+    """How tokens are drawn from the model's logits."""
+
+    max_new_tokens: int = 256
+    # 0 is greedy: the same question over the same memory gives the same answer.
+    temperature: float = 0.0
+    # 0 means no limit.
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    # Texts that end the answer; they are not part of it.
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _need("max_new_tokens", self.max_new_tokens >= 1, "at least 1", self.max_new_tokens)
+        _need("temperature", self.temperature >= 0.0, "0 or more", self.temperature)
+        _need("top_k", self.top_k >= 0, "0 or more", self.top_k)
+        _need("top_p", 0.0 < self.top_p <= 1.0, "in (0, 1]", self.top_p)
+        _need("stop", all(self.stop), "non-empty texts", self.stop)
+
+
+@dataclass(frozen=True, slots=True)
+class LensConfig:
+    """The untrained lens. Values were chosen on SQuAD paragraphs (lens/README.md)."""
+
+    # Postings taken per question term: more than any passage needs, few enough for a millisecond.
+    hits_per_term: int = 512
+    # Weight of a term found this many blocks away: a sentence often spans two blocks.
+    neighbour_weights: tuple[float, ...] = (1.0, 0.7, 0.4)
+    # Share of embedding similarity in a block's score; lexical has the rest.
+    sketch_weight: float = 0.15
+    # A tie breaker for newer text, far below one matching word.
+    recency_weight: float = 0.01
+    # Blocks shown on each side of a hit, so that the sentence around it comes along.
+    spread_blocks: int = 2
+    # A passage is shown when it scores at least this share of the best one: a small model answers
+    # better from little text, so the budget is a limit and not a target.
+    keep_ratio: float = 0.6
+    max_passages: int = 8
+
+    def __post_init__(self) -> None:
+        _need("neighbour_weights", len(self.neighbour_weights) >= 1, "non-empty", "()")
+        _need("keep_ratio", 0.0 < self.keep_ratio <= 1.0, "in (0, 1]", self.keep_ratio)
+        _need("max_passages", self.max_passages >= 1, "at least 1", self.max_passages)
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeConfig:
+    """The loop: how much the model sees, and how often that is thought over."""
+
+    # Places of one prompt: frame, question, entries, markers. Generated tokens come on top.
+    budget_places: int = 2048
+    # One block: below it a refocus costs more than the tokens between two of them.
+    refocus_every_tokens: int = K
+    # Newest tokens of a conversation that are always shown raw.
+    protected_tail_tokens: int = 128
+    # Share of the budget that markers may take; a marker is about 12 tokens.
+    marker_share: float = 0.1
+    # auto: true timeline positions while they lie in the trained range, else contiguous.
+    positions: PositionRule = "auto"
+    lens: LensConfig = field(default_factory=LensConfig)
+
+    def __post_init__(self) -> None:
+        _need("budget_places", self.budget_places >= 4 * K, f"at least {4 * K}", self.budget_places)
+        _need("refocus_every_tokens", self.refocus_every_tokens >= 1, "at least 1",
+              self.refocus_every_tokens)  # fmt: skip
+        _need("marker_share", 0.0 <= self.marker_share <= 0.5, "in [0, 0.5]", self.marker_share)
+
+
+def cache_folder() -> Path:
+    """Folder of converted models: $MEGACONTEXT_CACHE, else ~/.cache/megacontext."""
+    chosen = os.environ.get("MEGACONTEXT_CACHE")
+    if chosen is not None and not chosen.strip():
+        raise InvalidArgument("[config] MEGACONTEXT_CACHE must be a folder, got an empty text")
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "megacontext"
+
+
+def _need(name: str, holds: bool, must_be: str, got: object) -> None:
+    if not holds:
+        raise InvalidArgument(f"[config] {name} must be {must_be}, got {got}")
