@@ -1,7 +1,7 @@
 """Intervals and tests for scores that were measured on the same examples.
 
-Plain NumPy, seeded, so that the same scores give the same interval on every machine. Knows nothing of
-tasks, gists or models.
+Plain NumPy, seeded, so that the same scores give the same interval on every machine. Knows nothing
+of tasks, gists or models.
 """
 
 from __future__ import annotations
@@ -69,12 +69,13 @@ def paired_comparison(
 ) -> PairedComparison:
     """Compare two methods on the same examples: bootstrap of the differences, and a sign-flip test.
 
-    The p value is exact for up to 14 pairs that differ, and from `resamples` random sign patterns above.
+    The p value is exact for up to 14 pairs that differ, and comes from `resamples` random sign
+    patterns above.
     Source: Fisher's randomisation test; the bootstrap resamples pairs, never the two sides apart.
     """
     a, b = _finite(left, "left"), _finite(right, "right")
     if len(a) != len(b):
-        raise InvalidArgument(f"[paired_comparison] left and right must pair up, got {len(a)} and {len(b)}")
+        raise InvalidArgument(f"[paired_comparison] must pair up, got {len(a)} and {len(b)} scores")
     difference = a - b
     return PairedComparison(
         bootstrap_interval(difference, level=level, resamples=resamples, seed=seed),
@@ -119,7 +120,7 @@ def calibration_error(confidence: ArrayLike, correct: ArrayLike, bins: int = 10)
     """
     p, hit = _finite(confidence, "confidence"), _finite(correct, "correct")
     if len(p) != len(hit):
-        raise InvalidArgument(f"[calibration_error] arrays must pair up, got {len(p)} and {len(hit)}")
+        raise InvalidArgument(f"[calibration_error] must pair up, got {len(p)} and {len(hit)}")
     place = np.clip((p * bins).astype(int), 0, bins - 1)
     error = 0.0
     for b in range(bins):
@@ -143,8 +144,8 @@ def _resampled_means(values: Scores, resamples: int, seed: int) -> Scores:
     rng = np.random.default_rng(seed)
     # In slices, so that a million scores do not need a matrix of resamples * n.
     step = max(1, 4_000_000 // len(values))
-    means = [
-        values[rng.integers(0, len(values), size=(min(step, resamples - done), len(values)))].mean(axis=1)
-        for done in range(0, resamples, step)
-    ]
+    means = []
+    for done in range(0, resamples, step):
+        picked = rng.integers(0, len(values), size=(min(step, resamples - done), len(values)))
+        means.append(values[picked].mean(axis=1))
     return np.concatenate(means)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from megacontext.eval.statistics import (
     bootstrap_interval,
     calibration_error,
@@ -12,6 +11,7 @@ from megacontext.eval.statistics import (
     paired_comparison,
     sign_flip_p,
 )
+
 from megacontext_ext.errors import InvalidArgument
 
 
@@ -73,5 +73,5 @@ def test_scores_that_mean_nothing_are_refused(bad):
 
 
 def test_unpaired_scores_are_refused():
-    with pytest.raises(InvalidArgument, match="got 2 and 1"):
+    with pytest.raises(InvalidArgument, match="got 2 and 1 scores"):
         paired_comparison([1, 2], [1])

@@ -1,0 +1,40 @@
+"""The tasks by name."""
+
+from __future__ import annotations
+
+from megacontext.eval.long.example import Task
+from megacontext.eval.long.tasks.code import CODE_TASKS
+from megacontext.eval.long.tasks.dialogue import DIALOGUE_TASKS
+from megacontext.eval.long.tasks.documents import DOCUMENT_TASKS
+from megacontext.eval.long.tasks.facts import FACT_TASKS
+from megacontext.eval.long.tasks.needles import NEEDLE_TASKS
+from megacontext.eval.long.tasks.tracing import TRACING_TASKS
+from megacontext_ext.errors import NotFound
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        *NEEDLE_TASKS,
+        *TRACING_TASKS,
+        *DOCUMENT_TASKS,
+        *FACT_TASKS,
+        *CODE_TASKS,
+        *DIALOGUE_TASKS,
+    )
+}
+# The questions of RULER in its order, for comparison with its tables.
+RULER = (
+    *(task.name for task in NEEDLE_TASKS if task.name.startswith("niah")),
+    "variable_tracking",
+    "common_words",
+    "frequent_words",
+    "qa_squad",
+    "qa_hotpot",
+)
+
+
+def task(name: str) -> Task:
+    """The task called `name`. Raises NotFound with all names."""
+    if name not in TASKS:
+        raise NotFound(f"[task] name must be one of {', '.join(TASKS)}, got {name!r}")
+    return TASKS[name]
