@@ -1,7 +1,7 @@
 """How far a result may be from the float64 reference on the same inputs: the only such table.
 
-An element passes when ``|ours - reference| <= relative * |reference| + absolute * scale``, where scale
-is the largest |reference| of the tensor: sums that cancel are judged by the size of what was summed.
+An element passes when ``|ours - reference| <= relative * |reference| + absolute * scale``, where
+scale is the largest |reference| of the tensor: sums that cancel are judged by what was summed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TOLERANCES: dict[str, dict[torch.dtype, Tolerance]] = {
         torch.bfloat16: Tolerance(2**-8, 1e-5, "one rounding to 8 bits is 2^-9; sums add little"),
         torch.float16: Tolerance(2**-11, 1e-5, "one rounding to 11 bits is 2^-12; sums add little"),
     },
-    # Intermediate values (probabilities, hidden rows) are rounded to the dtype between two products.
+    # Values in between (probabilities, hidden rows) are rounded to the dtype between two products.
     "product": {
         torch.float64: Tolerance(1e-11, 1e-12, "the reference itself in another order"),
         torch.float32: Tolerance(1e-5, 1e-5, "exp and long sums in float32"),
@@ -61,7 +61,8 @@ def assert_close(
     if want.numel() == 0:
         return
     assert torch.equal(got.isfinite(), want.isfinite()), (
-        f"{what}: {(~got.isfinite()).sum()} values are not finite, expected {(~want.isfinite()).sum()}"
+        f"{what}: {(~got.isfinite()).sum()} values are not finite, "
+        f"expected {(~want.isfinite()).sum()}"
     )
     finite = want.isfinite()
     got, want = got[finite], want[finite]

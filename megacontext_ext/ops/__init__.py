@@ -9,12 +9,19 @@ from __future__ import annotations
 import torch
 
 from megacontext_ext.ops import _load
+from megacontext_ext.ops.gist_pool import gist_pool, gist_pool_tree, gist_pool_tree_counts
 
 _load.load()
 
 _CPU_LEVELS = ("portable", "avx2", "avx512")
 
-__all__ = ["cpu_level", "set_cpu_level"]
+__all__ = [
+    "cpu_level",
+    "gist_pool",
+    "gist_pool_tree",
+    "gist_pool_tree_counts",
+    "set_cpu_level",
+]
 
 
 def cpu_level() -> str:

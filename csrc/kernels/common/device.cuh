@@ -96,6 +96,21 @@ MC_DEVICE float log2_fast(float x) {
 // ---- memory
 // --------------------------------------------------------------------------------------
 
+// `kCount` neighbours that are loaded and stored by one instruction; the address must be a multiple
+// of their size.
+template <class T, int kCount>
+struct alignas(sizeof(T) * kCount) Pack {
+  T value[kCount];
+};
+template <int kCount, class T>
+MC_DEVICE Pack<T, kCount> load_pack(const T* from) {
+  return *reinterpret_cast<const Pack<T, kCount>*>(from);
+}
+template <class T, int kCount>
+MC_DEVICE void store_pack(T* to, const Pack<T, kCount>& pack) {
+  *reinterpret_cast<Pack<T, kCount>*>(to) = pack;
+}
+
 // 16 bytes read once: not kept in L1.
 MC_DEVICE uint4 load_streaming(const void* from) {
 #ifdef MC_EMU

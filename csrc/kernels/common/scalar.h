@@ -40,6 +40,16 @@ struct DTypeOf<f16> {
 template <class T>
 inline constexpr DType kDTypeOf = DTypeOf<T>::value;
 
+// Calls body(T{}) with the type of a float dtype that was checked before, and returns its result.
+template <class Body>
+auto with_float_type(DType dtype, Body body) {
+  switch (dtype) {
+    case DType::kBF16: return body(bf16{});
+    case DType::kF16: return body(f16{});
+    default: return body(float{});
+  }
+}
+
 MC_HOST_DEVICE uint32_t float_bits(float value) {
   uint32_t bits;
   memcpy(&bits, &value, sizeof bits);

@@ -58,6 +58,7 @@ struct TensorView {
     return count;
   }
   bool is_contiguous() const {
+    if (numel() == 0) return true;
     int64_t expected = 1;
     for (int axis = rank - 1; axis >= 0; --axis) {
       if (shape[axis] != 1 && strides[axis] != expected) return false;
