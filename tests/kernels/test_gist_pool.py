@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
+
 from megacontext_ext import errors
 from megacontext_ext.ops.gist_pool import gist_pool, gist_pool_tree, gist_pool_tree_counts
 from megacontext_ext.reference import gist_pool as ref
-
 from tests.tolerances import assert_close
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -83,7 +83,9 @@ def test_gradients_match_the_reference(device, size, mode, dtype):
     out = ref.gist_pool(exact_rows, size[1], exact_weights, exact_query, scale)
     grad_gists = torch.randn(out.shape, dtype=torch.float64).to(dtype)
     wanted = [t for t in (exact_rows, exact_weights, exact_query) if t is not None]
-    expected = dict(zip(map(id, wanted), torch.autograd.grad(out, wanted, grad_gists.double())))
+    expected = dict(
+        zip(map(id, wanted), torch.autograd.grad(out, wanted, grad_gists.double()), strict=False)
+    )
     grads = device.ops.gist_pool_backward(
         device.put(grad_gists), device.put(rows), size[1], device.put(weights),
         device.put(query), scale, True, weights is not None, query is not None,
@@ -160,22 +162,22 @@ def test_autograd_through_the_wrapper(wrapper_device, mode):
 
 
 BAD_CALLS = {
-    "rows must be float32, bfloat16 or float16, got float64": dict(rows=torch.zeros(4, 2).double()),
-    "rows must have shape [any, any], got [4]": dict(rows=torch.zeros(4)),
-    "rows must be contiguous, got strides [1, 4] for [4, 2]": dict(rows=torch.zeros(2, 4).t()),
-    "rows.shape[0] must be a multiple of block_size=3, got 4": dict(block_size=3),
-    "block_size must be in [1, 1024], got 0": dict(block_size=0),
-    "block_size must be in [1, 1024], got 2000": dict(block_size=2000),
-    "weights must be float32, got float64": dict(weights=torch.zeros(4).double()),
-    "weights must have shape [4], got [3]": dict(weights=torch.zeros(3)),
-    "query must be float32, got bfloat16": dict(query=torch.zeros(2).bfloat16()),
-    "query must have shape [2], got [3]": dict(query=torch.zeros(3)),
+    "rows must be float32, bfloat16 or float16, got float64": {"rows": torch.zeros(4, 2).double()},
+    "rows must have shape [any, any], got [4]": {"rows": torch.zeros(4)},
+    "rows must be contiguous, got strides [1, 4] for [4, 2]": {"rows": torch.zeros(2, 4).t()},
+    "rows.shape[0] must be a multiple of block_size=3, got 4": {"block_size": 3},
+    "block_size must be in [1, 1024], got 0": {"block_size": 0},
+    "block_size must be in [1, 1024], got 2000": {"block_size": 2000},
+    "weights must be float32, got float64": {"weights": torch.zeros(4).double()},
+    "weights must have shape [4], got [3]": {"weights": torch.zeros(3)},
+    "query must be float32, got bfloat16": {"query": torch.zeros(2).bfloat16()},
+    "query must have shape [2], got [3]": {"query": torch.zeros(3)},
 }
 
 
 @pytest.mark.parametrize("message", BAD_CALLS, ids=str)
 def test_bad_calls_say_what_is_wrong(message):
-    call = dict(rows=torch.zeros(4, 2), block_size=2) | BAD_CALLS[message]
+    call = {"rows": torch.zeros(4, 2), "block_size": 2} | BAD_CALLS[message]
     with pytest.raises(errors.InvalidArgument) as caught:
         gist_pool(call.pop("rows"), call.pop("block_size"), **call)
     assert f"[gist_pool] {message}" in str(caught.value)
