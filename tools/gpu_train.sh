@@ -1,0 +1,101 @@
+#!/usr/bin/env bash
+# Trains KV gists on an offline CUDA machine from files that arrive in parts.
+#
+#   tools/gpu_train.sh pack OUT BASE_GGUF CONFIG_JSON SHARDS   here: writes OUT/one, two, three
+#   tools/gpu_train.sh receive OUT/one                         there, call 1: keep the first part
+#   tools/gpu_train.sh probe                                   there, call 1: speed, batch size
+#   tools/gpu_train.sh train OUT/two                           there, call 2: first slice
+#   tools/gpu_train.sh finish OUT/three                        there, call 3: last slice, measure
+#
+# Each of one, two, three stays under 64 MB. What was received stays in $GPU_HOME between calls.
+# MINUTES is the slice, BUDGET the whole run in minutes, OUT the folder whose files come back.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PYTHONPATH="$PWD/python" PYTHONUNBUFFERED=1
+export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
+PYTHON=${PYTHON:-python3}
+GPU_HOME=${GPU_HOME:-/tmp/megacontext-gpu}
+OUT=${OUT:-$GPU_HOME/out}
+CONFIG=${CONFIG:-configs/train/kv_gists_smollm2.yaml}
+MINUTES=${MINUTES:-8.2}
+BUDGET=${BUDGET:-15.2}
+mkdir -p "$GPU_HOME/base" "$GPU_HOME/shards" "$OUT"
+
+receive() {
+    if [ -d "$1/base" ]; then cp "$1"/base/* "$GPU_HOME/base/"; fi
+    if [ -d "$1/shards" ]; then cp "$1"/shards/* "$GPU_HOME/shards/"; fi
+    ls -l "$GPU_HOME/base" "$GPU_HOME/shards"
+}
+
+unpack() {
+    if [ ! -f "$GPU_HOME/model/model.safetensors" ]; then
+        "$PYTHON" -m megacontext.train.packed_base unpack \
+            --parts "$GPU_HOME/base" --out "$GPU_HOME/model"
+    fi
+}
+
+chosen() {
+    [ -f "$GPU_HOME/choice.json" ] || return 0
+    "$PYTHON" - "$GPU_HOME/choice.json" <<'P'
+import json, sys
+choice = json.load(open(sys.argv[1]))
+print("--batch", choice["batch"], *(["--compile"] if choice["compile"] else []))
+P
+}
+
+train() {
+    # shellcheck disable=SC2046
+    "$PYTHON" -m megacontext.train.kv_gists --config "$CONFIG" --base "$GPU_HOME/model" \
+        --shards "$GPU_HOME/shards" --out "$GPU_HOME/run" --export "$GPU_HOME/export" \
+        --minutes "$MINUTES" --budget-minutes "$BUDGET" $(chosen) ${EXTRA:-} \
+        2>&1 | tee -a "$GPU_HOME/train.log"
+}
+
+bring_back() {
+    for file in "$GPU_HOME"/run/adapter.safetensors "$GPU_HOME"/export/* "$GPU_HOME"/run/curve.jsonl "$GPU_HOME"/train.log \
+        "$GPU_HOME"/choice.json "$GPU_HOME"/eval/gists.json "$GPU_HOME"/eval/gists.md; do
+        if [ -f "$file" ]; then cp "$file" "$OUT/"; fi
+    done
+    ls -l "$OUT"
+}
+
+case ${1:?stage} in
+pack)
+    out=$2 gguf=$3 config=$4 shards=$5
+    rm -rf "$out/one" "$out/two" "$out/three" "$out/all"
+    mkdir -p "$out"/{one,two,three}/{base,shards}
+    "$PYTHON" -m megacontext.train.packed_base pack --gguf "$gguf" --config "$config" --out "$out/all"
+    mv "$out/all/part-0.safetensors" "$out/one/base/"
+    mv "$out"/all/* "$out/two/base/"
+    rmdir "$out/all"
+    cp "$shards"/train-0[0-1].u16.xz "$out/one/shards/"
+    cp "$shards"/train-0[2-4].u16.xz "$shards"/val.* "$shards"/manifest.json "$out/two/shards/"
+    cp "$shards"/train-0[5-9].u16.xz "$shards"/train-1*.u16.xz "$shards"/test.* "$out/three/shards/"
+    du -sm "$out"/*
+    ;;
+receive) receive "$2" ;;
+probe)
+    "$PYTHON" -m megacontext.train.probe --config "$CONFIG" --shards "$GPU_HOME/shards" \
+        --out "$GPU_HOME/choice.json" ${EXTRA:-}
+    bring_back
+    ;;
+train)
+    receive "$2"
+    unpack
+    trap bring_back EXIT
+    train
+    ;;
+finish)
+    receive "$2"
+    unpack
+    trap bring_back EXIT
+    train
+    "$PYTHON" -m megacontext.eval.gists --base "$GPU_HOME/model" \
+        --shard "$GPU_HOME/shards/test.u16.xz" --adapter "$GPU_HOME/export/adapter.safetensors" \
+        --out "$GPU_HOME/eval" --per-domain "${SPANS:-40}" --batch 16
+    ;;
+*)
+    echo "unknown stage $1" >&2
+    exit 2
+    ;;
+esac
