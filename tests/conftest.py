@@ -115,7 +115,7 @@ def _seeds() -> None:
 
 @pytest.fixture(autouse=True)
 def _poisoned_outputs(request: pytest.FixtureRequest) -> Iterator[None]:
-    """In kernel tests torch.empty, from C++ too, gives NaN: what an operator did not write shows."""
+    """In kernel tests torch.empty, from C++ too, gives NaN: what nobody wrote shows."""
     if request.path.parent.name != "kernels":
         yield
         return

@@ -79,6 +79,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(MC_OPS_NAMESPACE, m) {
   m.def(
       "gist_pool(Tensor rows, int block_size, Tensor? weights=None, Tensor? query=None, "
       "float scale=1.0) -> Tensor");
+  // The same without an autograd rule: 4 us less a call where nothing wants a gradient.
+  m.def(
+      "gist_pool_no_grad(Tensor rows, int block_size, Tensor? weights=None, Tensor? query=None, "
+      "float scale=1.0) -> Tensor");
   m.def(
       "gist_pool_out(Tensor rows, int block_size, Tensor? weights, Tensor? query, float scale, "
       "Tensor(a!) gists) -> ()");
@@ -93,6 +97,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(MC_OPS_NAMESPACE, m) {
 
 #define MC_IMPL_GIST_POOL(m)                                                      \
   m.impl("gist_pool", TORCH_BOX(&mc::torch_ops::op_gist_pool));                   \
+  m.impl("gist_pool_no_grad", TORCH_BOX(&mc::torch_ops::op_gist_pool));           \
   m.impl("gist_pool_out", TORCH_BOX(&mc::torch_ops::op_gist_pool_out));           \
   m.impl("gist_pool_backward", TORCH_BOX(&mc::torch_ops::op_gist_pool_backward)); \
   m.impl("gist_pool_tree", TORCH_BOX(&mc::torch_ops::op_gist_pool_tree))

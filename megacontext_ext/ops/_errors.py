@@ -8,7 +8,7 @@ from megacontext_ext import errors
 
 __all__ = ["refused"]
 
-# A Status as text, "InvalidArgument: [op] name must ..., got ...", inside what torch wraps around it.
+# A Status as text, "InvalidArgument: [op] name must ..., got ...", within what torch adds to it.
 _STATUS = re.compile(r"\b([A-Z][A-Za-z]+): (\[[^\n]*)")
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from megacontext_ext.ops._errors import refused
+from megacontext_ext.ops._grad import needs_graph
 from megacontext_ext.ops._load import load
 
 __all__ = ["gist_pool", "gist_pool_tree", "gist_pool_tree_counts"]
@@ -24,14 +25,14 @@ def gist_pool(
 ) -> Tensor:
     """The gist of each block of `block_size` consecutive rows.
 
-    A gist is the sum of ``share[i] * rows[i]`` over its block, where the shares are 1/block_size, or
-    in proportion to ``weights``, or to ``weights * exp(scale * rows @ query)``.
+    A gist is the sum of ``share[i] * rows[i]`` over its block. The shares are 1/block_size, or in
+    proportion to ``weights``, or to ``weights * exp(scale * rows @ query)``.
 
     Args:
         rows: [N*block_size, D] float32, bfloat16 or float16, contiguous.
         block_size: rows in a block, 1 to 1024.
-        weights: [N*block_size] float32, >= 0. A row of weight 0 takes no part and may be NaN; it gets
-            no gradient. A block with no weight at all gives zeros.
+        weights: [N*block_size] float32, >= 0. A row of weight 0 takes no part and may be NaN; it
+            gets no gradient. A block with no weight at all gives zeros.
         query: [D], dtype of rows: learned-query attention pooling.
         scale: multiplies the scores before the softmax; 1/sqrt(D) is usual.
 
@@ -47,8 +48,9 @@ def gist_pool(
         tensor([[1., 2.],
                 [5., 6.]])
     """
+    op = _OPS.gist_pool if needs_graph(rows, weights, query) else _OPS.gist_pool_no_grad
     try:
-        return _OPS.gist_pool(rows, block_size, weights, query, scale)
+        return op(rows, block_size, weights, query, scale)
     except RuntimeError as error:
         raise refused(error) from None
 
@@ -98,6 +100,7 @@ def gist_pool_tree_counts(row_count: int, block_size: int = 32) -> list[int]:
     return counts
 
 
+@torch.library.register_fake("megacontext::gist_pool_no_grad")
 @torch.library.register_fake("megacontext::gist_pool")
 def _fake(rows, block_size, weights=None, query=None, scale=1.0):
     return rows.new_empty(rows.shape[0] // block_size, rows.shape[1])
