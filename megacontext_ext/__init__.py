@@ -14,14 +14,35 @@ from megacontext_ext import errors
 
 if TYPE_CHECKING:
     from megacontext_ext import ops
+    from megacontext_ext.focus import (
+        Allocator,
+        AllocatorConfig,
+        FocusPlan,
+        ScoreField,
+        WorkingContext,
+    )
 
 __version__ = "0.1.0"
 
 # Public name -> the module that defines it. Loaded lazily, so that the kernels need no engine and
 # the engine needs no torch.
-_HOMES: dict[str, str] = {}
+_HOMES: dict[str, str] = {
+    "Allocator": "megacontext_ext.focus",
+    "AllocatorConfig": "megacontext_ext.focus",
+    "FocusPlan": "megacontext_ext.focus",
+    "ScoreField": "megacontext_ext.focus",
+    "WorkingContext": "megacontext_ext.focus",
+}
 
-__all__ = ["errors", "ops", *_HOMES]
+__all__ = [
+    "Allocator",
+    "AllocatorConfig",
+    "FocusPlan",
+    "ScoreField",
+    "WorkingContext",
+    "errors",
+    "ops",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -18,13 +18,12 @@ class Planner {
         field_(field),
         config_(config),
         tiling_(context.tiling()),
-        target_places_(static_cast<int64_t>(context.budget_places()) -
-                       static_cast<int64_t>(
-                           std::min(config.reserve_places, context.budget_places()))),
-        collapse_queue_(tiling_, context.timelines(),
-                        [this](const Timeline& timeline, NodeId node) {
-                          return score_of(timeline, node);
-                        }) {}
+        target_places_(
+            static_cast<int64_t>(context.budget_places()) -
+            static_cast<int64_t>(std::min(config.reserve_places, context.budget_places()))),
+        collapse_queue_(
+            tiling_, context.timelines(),
+            [this](const Timeline& timeline, NodeId node) { return score_of(timeline, node); }) {}
 
   FocusPlan run() {
     free_reserve();
@@ -53,8 +52,7 @@ class Planner {
 
   void expand(const Timeline& timeline, NodeId node, float score) {
     tiling_.expand(timeline, node);
-    actions_.push_back(
-        {FocusActionKind::kExpand, timeline.partition, node.lod, node.index, score});
+    actions_.push_back({FocusActionKind::kExpand, timeline.partition, node.lod, node.index, score});
   }
   void collapse(const CollapseCandidate& candidate) {
     const Timeline& timeline = timeline_of(candidate);
@@ -164,7 +162,9 @@ class Planner {
   std::vector<FocusAction> actions_;
 };
 
-bool is_at_least_zero(float value) { return std::isfinite(value) && value >= 0; }
+bool is_at_least_zero(float value) {
+  return std::isfinite(value) && value >= 0;
+}
 
 }  // namespace
 

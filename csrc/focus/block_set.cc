@@ -30,7 +30,9 @@ void BlockSet::remove(Span blocks) {
   ranges_ = std::move(left);
 }
 
-bool BlockSet::contains(uint64_t block) const { return overlaps({block, block + 1}); }
+bool BlockSet::contains(uint64_t block) const {
+  return overlaps({block, block + 1});
+}
 
 bool BlockSet::overlaps(Span blocks) const {
   const auto found = std::partition_point(

@@ -6,9 +6,8 @@ namespace mc {
 namespace {
 
 Status violated(const Entry& entry, const std::string& what) {
-  return Status::corruption(str_cat("[check] partition ", entry.partition, " LOD ",
-                                    int{entry.lod}, " entry [", entry.start, ", ", entry.end,
-                                    ") ", what));
+  return Status::corruption(str_cat("[check] partition ", entry.partition, " LOD ", int{entry.lod},
+                                    " entry [", entry.start, ", ", entry.end, ") ", what));
 }
 
 }  // namespace
@@ -38,11 +37,11 @@ Status WorkingContext::check_timeline(const Timeline& timeline, int64_t& places)
     const Span whole = NodeId{static_cast<uint8_t>(lod), entry.index}.span();
     const bool is_last = entry.end == timeline.token_count;
     const bool is_raw = entry.lod == 0;
-    const uint32_t gist =
-        entry.lod > 0 && static_cast<size_t>(entry.lod) <= config_.gist_places.size() &&
-                entry.end == whole.end
-            ? config_.gist_places[entry.lod - 1u]
-            : 0;
+    const uint32_t gist = entry.lod > 0 &&
+                                  static_cast<size_t>(entry.lod) <= config_.gist_places.size() &&
+                                  entry.end == whole.end
+                              ? config_.gist_places[entry.lod - 1u]
+                              : 0;
     if (entry.start != position || entry.end <= entry.start) {
       status = violated(entry, str_cat("must start at ", position));
     } else if (entry.start != whole.start || (entry.end != whole.end && !is_last)) {

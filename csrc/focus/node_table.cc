@@ -13,8 +13,7 @@ constexpr size_t kLeastSlots = 16;
 
 NodeId NodeTable::node_of(uint32_t path) {
   const int levels = (std::bit_width(path) - 1) / kFanOutLog2;
-  return {static_cast<uint8_t>(kMaxLod - levels),
-          path ^ (uint32_t{1} << (kFanOutLog2 * levels))};
+  return {static_cast<uint8_t>(kMaxLod - levels), path ^ (uint32_t{1} << (kFanOutLog2 * levels))};
 }
 
 uint32_t* NodeTable::find_key(uint64_t key) {

@@ -38,8 +38,7 @@ float ScorePyramid::score(NodeId node, uint64_t timeline_block_count) const {
   const Row& row = rows_[node.lod - 1u];
   if (node.index >= row.count) return 0;
   const float best = scores_[row.start + node.index];
-  const uint64_t end_block =
-      std::min(node.span().end / kFanOut, timeline_block_count);
+  const uint64_t end_block = std::min(node.span().end / kFanOut, timeline_block_count);
   return end_block > block_count() ? std::max(best, 0.0f) : best;
 }
 

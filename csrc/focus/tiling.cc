@@ -138,10 +138,10 @@ void Tiling::open_gists(const Timeline& timeline, NodeId node) {
 
 Entry Tiling::entry_of(const Timeline& timeline, NodeId node, bool is_raw) const {
   const Span span = timeline.span_of(node);
-  const int64_t places = is_raw ? static_cast<int64_t>(span.token_count())
-                                : costs_.of_node(timeline, node);
-  return {timeline.partition, is_raw ? uint8_t{0} : node.lod, node.index, span.start, span.end,
-          static_cast<uint32_t>(places)};
+  const int64_t places =
+      is_raw ? static_cast<int64_t>(span.token_count()) : costs_.of_node(timeline, node);
+  return {timeline.partition, is_raw ? uint8_t{0} : node.lod, node.index, span.start,
+          span.end,           static_cast<uint32_t>(places)};
 }
 
 int64_t Tiling::places_of(const Timeline& timeline) const {

@@ -71,9 +71,9 @@ class PlaceCosts {
   int64_t of_expanding(const Timeline& timeline, NodeId node) const {
     const uint64_t tokens = timeline.span_of(node).token_count();
     const int64_t below =
-        node.lod == 1 ? static_cast<int64_t>(tokens)
-                      : static_cast<int64_t>(full_node_count(tokens, node.lod - 1)) *
-                            of_gist(node.lod - 1);
+        node.lod == 1
+            ? static_cast<int64_t>(tokens)
+            : static_cast<int64_t>(full_node_count(tokens, node.lod - 1)) * of_gist(node.lod - 1);
     return below - of_node(timeline, node);
   }
   // All gists of the coarsest full nodes of a timeline of this length.

@@ -19,8 +19,8 @@ int root_lod_of(uint64_t token_count) {
 
 Result<WorkingContext> WorkingContext::create(WorkingContextConfig config) {
   if (config.budget_places > std::numeric_limits<int32_t>::max()) {
-    return Status::invalid_argument(str_cat(
-        "[working context] budget_places must be below 2^31, got ", config.budget_places));
+    return Status::invalid_argument(
+        str_cat("[working context] budget_places must be below 2^31, got ", config.budget_places));
   }
   if (config.gist_places.size() > kMaxLod) {
     return Status::invalid_argument(str_cat("[working context] gist_places must have at most ",
@@ -123,8 +123,7 @@ void WorkingContext::extend(Timeline& timeline, uint64_t token_count) {
 }
 
 void WorkingContext::enforce_raw(const Timeline& timeline) {
-  for (uint64_t block = timeline.first_protected_block(); block < timeline.block_count();
-       ++block) {
+  for (uint64_t block = timeline.first_protected_block(); block < timeline.block_count(); ++block) {
     if (timeline.may_be_raw(block)) tiling_.make_raw(timeline, block);
   }
   for (const Span& range : timeline.pinned.ranges()) {
@@ -137,9 +136,8 @@ void WorkingContext::enforce_raw(const Timeline& timeline) {
 // Without scores: raw blocks before gists, finer gists before coarser, far from the end first.
 Status WorkingContext::make_room(const char* op) {
   if (free_places() >= 0) return Status::ok();
-  CollapseQueue queue(tiling_, timelines_, [](const Timeline&, NodeId node) {
-    return static_cast<float>(node.lod);
-  });
+  CollapseQueue queue(tiling_, timelines_,
+                      [](const Timeline&, NodeId node) { return static_cast<float>(node.lod); });
   while (free_places() < 0) {
     const std::optional<CollapseCandidate> candidate = queue.pop();
     if (!candidate) {
@@ -227,8 +225,8 @@ Status WorkingContext::exclude(uint32_t partition, uint64_t start, uint64_t end)
   MC_ASSIGN_OR_RETURN(Timeline* const timeline, timeline_of("exclude", partition));
   MC_ASSIGN_OR_RETURN(const Span blocks, blocks_of("exclude", *timeline, start, end));
   if (timeline->pinned.overlaps(blocks)) {
-    return Status::invalid_argument(str_cat("[exclude] span must not be pinned, got [", start,
-                                            ", ", end, ") of partition ", partition));
+    return Status::invalid_argument(str_cat("[exclude] span must not be pinned, got [", start, ", ",
+                                            end, ") of partition ", partition));
   }
   timeline->excluded.add(blocks);
   std::vector<NodeId> raw;
@@ -297,8 +295,8 @@ Status WorkingContext::apply(const FocusPlan& plan) {
       tiling_.collapse(timeline, node);
       if (free_places() >= 0) continue;
       tiling_.expand(timeline, node);  // a gist may cost more than what it stands for
-      status = Status::over_budget(str_cat("[apply] action ", i, " needs more than the ",
-                                           free_places(), " free places"));
+      status = Status::over_budget(
+          str_cat("[apply] action ", i, " needs more than the ", free_places(), " free places"));
     }
     for (size_t undo = i; undo-- > 0;) {
       const FocusAction& done = plan.actions[undo];
