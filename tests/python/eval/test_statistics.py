@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from megacontext.eval.statistics import (
     bootstrap_interval,
     calibration_error,
@@ -11,7 +12,6 @@ from megacontext.eval.statistics import (
     paired_comparison,
     sign_flip_p,
 )
-
 from megacontext_ext.errors import InvalidArgument
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from megacontext.eval.long.example import Example, GoldSpan, Source
 from megacontext.eval.long.scorers import (
     choice,
@@ -15,7 +16,6 @@ from megacontext.eval.long.scorers import (
     rouge_l,
     score,
 )
-
 from megacontext_ext.errors import InvalidArgument, NotFound
 
 

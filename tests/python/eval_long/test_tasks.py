@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 
 import pytest
+
 from megacontext.eval.long import scorers
 from megacontext.eval.long.example import ExampleRequest, estimate_tokens
 from megacontext.eval.long.filler import filler
 from megacontext.eval.long.tasks import RULER, TASKS, task
-
 from megacontext_ext.errors import InvalidArgument, NotFound
 
 # The gold of these proves the answer without spelling it.

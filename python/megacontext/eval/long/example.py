@@ -89,6 +89,14 @@ class Example:
         return SOURCE_GAP.join(source.text for source in self.sources)
 
     @property
+    def source_starts(self) -> list[int]:
+        """The character of `history` at which each source begins."""
+        starts = [0]
+        for source in self.sources[:-1]:
+            starts.append(starts[-1] + len(source.text) + len(SOURCE_GAP))
+        return starts
+
+    @property
     def gold_texts(self) -> list[str]:
         """What the answer rests on, in the order of the history."""
         spans = sorted(self.gold, key=lambda span: (span.source, span.start))
@@ -99,12 +107,9 @@ class Example:
         """Mean place of the gold, 0 at the beginning of the history; None without gold."""
         if not self.gold:
             return None
-        starts, at = [], 0
-        for source in self.sources:
-            starts.append(at)
-            at += len(source.text) + len(SOURCE_GAP)
+        starts = self.source_starts
         middles = [starts[span.source] + (span.start + span.end) / 2 for span in self.gold]
-        return sum(middles) / len(middles) / max(1, at - len(SOURCE_GAP))
+        return sum(middles) / len(middles) / (starts[-1] + len(self.sources[-1].text))
 
     @cached_property
     def digest(self) -> str:

@@ -1,0 +1,45 @@
+"""The methods by name, each at its best reasonable settings within the same budget of places."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from megacontext.eval.long.methods.agents import PagingAgent, RecursiveSummary
+from megacontext.eval.long.methods.reader import Method, NotApplicable, Reader, Reply
+from megacontext.eval.long.methods.retrieval import Neighbours, Retrieval
+from megacontext.eval.long.methods.window import (
+    Ceiling,
+    FullContext,
+    NoContext,
+    SinksWindow,
+    Truncation,
+)
+from megacontext_ext.errors import NotFound
+
+__all__ = ["METHODS", "Method", "NotApplicable", "Reader", "Reply", "method"]
+
+# A method from a reader and a folder it may write in.
+MethodMaker = Callable[[Reader, Path], Method]
+
+METHODS: dict[str, MethodMaker] = {
+    "full": lambda reader, _: FullContext(reader),
+    "ceiling": lambda reader, _: Ceiling(reader),
+    "no_context": lambda reader, _: NoContext(reader),
+    "truncation": lambda reader, _: Truncation(reader),
+    "sinks_window": lambda reader, _: SinksWindow(reader),
+    "rag_bm25": lambda reader, _: Retrieval(reader, "bm25", "rag_bm25"),
+    "rag_bm25_filled": lambda reader, _: Retrieval(reader, "bm25", "rag_bm25_filled", top=0),
+    "rag_sketch": lambda reader, _: Retrieval(reader, "sketch", "rag_sketch"),
+    "rag_hybrid": lambda reader, _: Retrieval(reader, "hybrid", "rag_hybrid"),
+    "neighbours": lambda reader, _: Neighbours(reader),
+    "summary": lambda reader, _: RecursiveSummary(reader),
+    "paging_agent": lambda reader, _: PagingAgent(reader),
+}
+
+
+def method(name: str, reader: Reader, workspace: Path) -> Method:
+    """The method called `name`. Raises NotFound with all names."""
+    if name not in METHODS:
+        raise NotFound(f"[method] name must be one of {', '.join(METHODS)}, got {name!r}")
+    return METHODS[name](reader, workspace)

@@ -11,17 +11,15 @@ from megacontext.eval.long.tasks.needles import NEEDLE_TASKS
 from megacontext.eval.long.tasks.tracing import TRACING_TASKS
 from megacontext_ext.errors import NotFound
 
-TASKS: dict[str, Task] = {
-    task.name: task
-    for task in (
-        *NEEDLE_TASKS,
-        *TRACING_TASKS,
-        *DOCUMENT_TASKS,
-        *FACT_TASKS,
-        *CODE_TASKS,
-        *DIALOGUE_TASKS,
-    )
-}
+_ALL: tuple[Task, ...] = (
+    *NEEDLE_TASKS,
+    *TRACING_TASKS,
+    *DOCUMENT_TASKS,
+    *FACT_TASKS,
+    *CODE_TASKS,
+    *DIALOGUE_TASKS,
+)
+TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 # The questions of RULER in its order, for comparison with its tables.
 RULER = (
     *(task.name for task in NEEDLE_TASKS if task.name.startswith("niah")),

@@ -1,0 +1,109 @@
+"""The command line of the long-history evaluation: `megacontext eval long run | report | list`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megacontext.eval.long.loaders import LOADERS
+from megacontext.eval.long.methods import METHODS
+from megacontext.eval.long.report import SUBJECT, write_report
+from megacontext.eval.long.runner import RunConfig
+from megacontext.eval.long.runner import run as run_config
+from megacontext.eval.long.tasks import RULER, TASKS
+from megacontext_ext.errors import InvalidArgument, MegaContextError
+
+app = typer.Typer(
+    name="long", help="Questions over long histories, with baselines at equal budget.",
+    no_args_is_help=True, add_completion=False,
+)  # fmt: skip
+
+_Names = Annotated[str, typer.Option(help="Comma-separated; see `list`.")]
+
+
+def parse_lengths(text: str) -> tuple[int, ...]:
+    """ "4k,16k,1M" -> (4096, 16384, 1048576). Raises InvalidArgument."""
+    units = {"": 1, "k": 2**10, "m": 2**20}
+    lengths = []
+    for part in text.split(","):
+        found = re.fullmatch(r"(\d+)([kKmM]?)", part.strip())
+        if not found:
+            raise InvalidArgument(f"[lengths] must be like 4k,16k,1M, got {part.strip()!r}")
+        lengths.append(int(found[1]) * units[found[2].lower()])
+    return tuple(lengths)
+
+
+def parse_names(text: str, groups: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Comma-separated names in which the name of a group stands for its members."""
+    names: dict[str, None] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        names.update(dict.fromkeys(groups.get(part, (part,))))
+    return tuple(names)
+
+
+@app.command()
+def run(
+    out: Annotated[Path, typer.Option(help="Folder of the answers and the report.")],
+    tasks: _Names = "ruler",
+    methods: _Names = "all",
+    lengths: Annotated[str, typer.Option(help="Tokens of history, like 4k,64k,1M.")] = "4k,16k",
+    examples: Annotated[int, typer.Option(help="Examples a task and length.")] = 8,
+    seed: int = 0,
+    budget: Annotated[int, typer.Option(help="Places a prompt may take.")] = 2048,
+    model: str = "smollm2",
+    dtype: str = "auto",
+    workers: Annotated[int, typer.Option(help="Processes, each with its own model.")] = 1,
+    threads: Annotated[int, typer.Option(help="Threads in each of them.")] = 1,
+) -> None:
+    """Answer, keeping what is already there, and write the report."""
+    try:
+        config = RunConfig(
+            tasks=parse_names(tasks, {"ruler": RULER, "all": tuple(TASKS)}),
+            methods=parse_names(methods, {"all": tuple(METHODS)}),
+            lengths=parse_lengths(lengths),
+            out=out,
+            examples=examples,
+            seed=seed,
+            budget_places=budget,
+            model=model,
+            dtype=dtype,
+            workers=workers,
+            threads=threads,
+        )
+        run_config(config, typer.echo)
+        typer.echo(f"report: {write_report(out)}")
+    except MegaContextError as error:
+        raise _ended(error) from error
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Argument(help="Folder of a run.")], subject: str = SUBJECT
+) -> None:
+    """Write the report again from the kept answers."""
+    try:
+        typer.echo(f"report: {write_report(out, subject)}")
+    except MegaContextError as error:
+        raise _ended(error) from error
+
+
+@app.command(name="list")
+def list_names() -> None:
+    """Tasks, methods and public benchmarks by name."""
+    typer.echo("tasks (groups: ruler, all)")
+    for name, entry in TASKS.items():
+        typer.echo(f"  {name:24s}{entry.category}")
+    typer.echo("methods (group: all)")
+    for name in METHODS:
+        typer.echo(f"  {name}")
+    typer.echo("public benchmarks, from your own file: <name>:<path>")
+    for name, (_, category) in LOADERS.items():
+        typer.echo(f"  {name:24s}{category}")
+
+
+def _ended(error: MegaContextError) -> typer.Exit:
+    typer.echo(f"error: {error}", err=True)
+    return typer.Exit(2)

@@ -1,0 +1,246 @@
+"""Turns a folder of answers into one report: report.md with its figures, and report.html."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from megacontext.eval.long.document import (
+    Block,
+    Figure,
+    Heading,
+    Paragraph,
+    Table,
+    write_html,
+    write_markdown,
+)
+from megacontext.eval.long.figures import frontier, heat_map, length_name
+from megacontext.eval.long.manifest import read_manifest
+from megacontext.eval.long.runner import read_rows
+from megacontext.eval.long.summary import (
+    OUT_OF_COMPETITION,
+    Results,
+    calibration,
+    comparisons,
+    depth_grid,
+    shortfalls,
+)
+from megacontext_ext.errors import NotFound
+
+SUBJECT = "megacontext"
+
+
+def write_report(out: Path, subject: str = SUBJECT) -> Path:
+    """Write the report of the run in `out`; returns the Markdown file. Raises NotFound."""
+    if not (out / "manifest.json").is_file():
+        raise NotFound(f"[report] folder must hold a run (manifest.json), {out} does not")
+    manifest = read_manifest(out)
+    results = _of_last_run(manifest, read_rows(out))
+    blocks = list(_blocks(results, manifest, subject))
+    write_markdown(blocks, out / "report.md")
+    write_html("MegaContext over long histories", blocks, out / "report.html")
+    return out / "report.md"
+
+
+def _of_last_run(manifest: dict[str, Any], rows: dict[str, Any]) -> Results:
+    """The rows that the manifest's settings name, in its order; older ones are left out."""
+    settings = manifest["settings"]
+    methods, tasks = list(settings["methods"]), list(settings["tasks"])
+    wanted = [
+        row
+        for row in rows.values()
+        if row["method"] in methods
+        and row["task"] in tasks
+        and (row["length"] in settings["lengths"] or row["length"] == 0)
+        and row["index"] < settings["examples"]
+    ]
+    wanted.sort(
+        key=lambda r: (r["length"], tasks.index(r["task"]), r["index"], methods.index(r["method"]))
+    )
+    return Results(tuple(wanted))
+
+
+def _blocks(results: Results, manifest: dict[str, Any], subject: str) -> Iterator[Block]:
+    command = manifest["command"]
+    settings = manifest["settings"]
+    yield Heading("Long histories: scores, places, time", 1)
+    yield Paragraph(
+        f"Model `{settings['model']}` ({manifest['model_identity']}), budget "
+        f"{settings['budget_places']} places, {settings['examples']} examples a task and length, "
+        f"seed {settings['seed']}. Scores are 0 to 1; brackets hold 95% bootstrap intervals. All "
+        "methods but `full` stay within the budget and share questions, answer prefixes and greedy "
+        "decoding. `ceiling` is given the gold spans, `no_context` nothing. A dash: not applicable "
+        "to every example."
+    )
+    changed = " with uncommitted changes" if manifest["uncommitted_changes"] else ""
+    yield Paragraph(f"Made by `{command}` at commit `{manifest['commit']}`{changed}.")
+    yield Heading("Score by history length")
+    yield _score_table(results)
+    yield from _figures(results, command)
+    yield Heading("Score by task")
+    for length in results.lengths:
+        yield Heading(f"History of {length_name(length)} tokens", 3)
+        yield _task_table(results, length)
+    if subject in results.methods:
+        yield from _versus(results, subject)
+    yield Heading("Cost of an answer")
+    yield Paragraph(
+        "Medians over the examples. Places are of the largest prompt; time to first token starts "
+        "at the question and includes looking things up; ingest is everything before it. Times are "
+        "of the machine below, whatever else it did."
+    )
+    yield _cost_table(results)
+    yield from _refusals(results)
+    yield Heading("Methods")
+    yield Table(
+        ("method", "what it does"), tuple((n, about) for n, about in settings["methods"].items())
+    )
+    yield Heading("Made with")
+    yield Table(("part", "value"), tuple(_made_with(manifest)))
+
+
+def _score_table(results: Results) -> Table:
+    head = ("method", *map(length_name, results.lengths), "gold in view", "calibration error")
+    rows = []
+    for method in results.methods:
+        cells = [str(results.score(method=method, length=n) or "-") for n in results.lengths]
+        shown = [r["gold_shown"] for r in results.answered(method=method)]
+        seen = [share for share in shown if share is not None]
+        error = calibration(results, method)
+        rows.append(
+            (
+                method,
+                *(cell.split(" n=")[0] for cell in cells),
+                f"{sum(seen) / len(seen):.2f}" if seen else "-",
+                "-" if error is None else f"{error:.2f}",
+            )
+        )
+    return Table(head, tuple(rows))
+
+
+def _task_table(results: Results, length: int) -> Table:
+    rows = []
+    for task in results.tasks:
+        scores = [results.score(task=task, length=length, method=m) for m in results.methods]
+        if any(score is not None for score in scores):
+            rows.append((task, *("-" if s is None else f"{s.mean:.2f}" for s in scores)))
+    return Table(("task", *results.methods), tuple(rows))
+
+
+def _figures(results: Results, command: str) -> Iterator[Block]:
+    tasks = results.tasks
+    names = [length_name(n) for n in results.lengths]
+    cells: list[list[float | None]] = []
+    for method in results.methods:
+        scores = [results.score(method=method, length=n) for n in results.lengths]
+        cells.append([None if s is None else s.mean for s in scores])
+    title = f"Mean score over {len(tasks)} tasks, by method and length"
+    yield Figure("scores", heat_map(title, names, results.methods, cells), command)
+    for method in results.methods:
+        if method in ("no_context", "ceiling"):
+            continue
+        lengths, grid = depth_grid(results, method)
+        columns = ["0-20%", "20-40%", "40-60%", "60-80%", "80-100%"]
+        svg = heat_map(f"{method}: length by depth", columns, list(map(length_name, lengths)), grid)
+        yield Figure(f"depth_{method}", svg, command)
+    for field, axis in (("places", "places of the prompt"), ("ttft_s", "seconds to first token")):
+        points = []
+        for method in results.methods:
+            rows = results.answered(method=method)
+            x = results.median(field, method=method)
+            if rows and x is not None and method != "ceiling":
+                points.append((method, x, sum(r["score"] for r in rows) / len(rows)))
+        if points:
+            svg = frontier(f"Score against {axis}", axis, points)
+            yield Figure(f"frontier_{field}", svg, command)
+
+
+def _versus(results: Results, subject: str) -> Iterator[Block]:
+    yield Heading(f"{subject} against each rival at equal budget")
+    yield Paragraph(
+        "Differences over the same examples, paired; p from sign flips, adjusted over the table "
+        "(Holm)."
+    )
+    rows = []
+    for entry in comparisons(results, subject):
+        c = entry.comparison
+        rows.append(
+            (
+                f"{entry.rival}, {length_name(entry.length)}",
+                f"{c.difference.mean:+.3f} [{c.difference.low:+.3f}, {c.difference.high:+.3f}]",
+                f"{c.wins}/{c.ties}/{c.losses}",
+                f"{entry.adjusted_p:.3f}",
+            )
+        )
+    yield Table(("rival", "difference", "wins/ties/losses", "adjusted p"), tuple(rows))
+    yield Heading(f"Where {subject} is not ahead", 3)
+    short = shortfalls(results, subject)
+    if not short:
+        yield Paragraph("On every task and length it scores at least as much as every rival.")
+        return
+    yield Table(
+        ("task, length", "ours", "best rival", "its score", "gold in our view"),
+        tuple(
+            (
+                f"{s.task}, {length_name(s.length)}",
+                f"{s.ours:.2f}",
+                s.rival,
+                f"{s.theirs:.2f}",
+                "-" if s.gold_shown is None else f"{s.gold_shown:.2f}",
+            )
+            for s in short
+        ),
+    )
+
+
+def _cost_table(results: Results) -> Table:
+    rows = []
+    for length in results.lengths:
+        for method in results.methods:
+            wanted = {"method": method, "length": length}
+            places = results.median("places", **wanted)
+            if places is None:
+                continue
+            seconds = [results.median(f, **wanted) for f in ("ttft_s", "total_s", "ingest_s")]
+            kept = results.median("state_bytes", **wanted)
+            rows.append(
+                (
+                    f"{method}, {length_name(length)}",
+                    f"{places:.0f}",
+                    *("-" if s is None else f"{s:.2f}" for s in seconds),
+                    f"{(kept or 0) / 1e6:.2f}",
+                )
+            )
+    head = ("method, length", "places", "first token s", "answer s", "ingest s", "kept MB")
+    return Table(head, tuple(rows))
+
+
+def _refusals(results: Results) -> Iterator[Block]:
+    rows = []
+    for method in results.methods:
+        for length in results.lengths:
+            refused = [
+                r
+                for r in results.where(method=method, length=length)
+                if r["status"] == "not applicable"
+            ]
+            if refused:
+                where = f"{method}, {length_name(length)}"
+                rows.append((where, str(len(refused)), refused[0]["reason"]))
+    if rows:
+        yield Heading("Not applicable")
+        yield Table(("method, length", "examples", "reason of the first"), tuple(rows))
+
+
+def _made_with(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "command", f"`{manifest['command']}`"
+    yield "commit", str(manifest["commit"])
+    yield "Python", manifest["python"]
+    for name, version in manifest["packages"].items():
+        yield name, str(version)
+    for name, digest in manifest["question_data_sha256"].items():
+        yield f"SHA-256 of {name}", digest
+    for name, value in manifest["machine"].items():
+        yield name, str(value)
+    yield "out of competition", ", ".join(OUT_OF_COMPETITION)

@@ -1,0 +1,166 @@
+"""A run is resumed, survives a torn line, gives the same answers with workers, and is reported."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import pytest
+
+from megacontext.eval.long.command import parse_lengths, parse_names
+from megacontext.eval.long.example import Example, GoldSpan, Source
+from megacontext.eval.long.figures import frontier, heat_map, length_name
+from megacontext.eval.long.methods import Reply
+from megacontext.eval.long.report import write_report
+from megacontext.eval.long.runner import RunConfig, gold_shown, run
+from megacontext.eval.long.summary import Results, comparisons, depth_grid, shortfalls
+from megacontext_ext.errors import InvalidArgument, NotFound
+
+TIMES = {"ttft_s", "total_s", "ingest_s"}
+
+
+@pytest.fixture(scope="module")
+def config(tiny_folder, tmp_path_factory):
+    return RunConfig(
+        tasks=("niah_single_2", "facts_person", "common_words"),
+        methods=("truncation", "rag_bm25", "ceiling"),
+        lengths=(512, 1024),
+        out=tmp_path_factory.mktemp("run"),
+        examples=2,
+        budget_places=400,
+        model=tiny_folder,
+        dtype="float32",
+    )
+
+
+@pytest.fixture(scope="module")
+def rows(config):
+    return run(config)
+
+
+def _without_times(rows):
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
+
+
+def test_run_answers_everything_once(config, rows):
+    assert len(rows) == 3 * 3 * 2 * 2
+    assert len({row["key"] for row in rows}) == len(rows)
+    refused = [row for row in rows if row["status"] != "answered"]
+    assert {(row["task"], row["method"]) for row in refused} == {("common_words", "ceiling")}
+
+
+def test_second_run_computes_nothing(config, rows):
+    said = []
+    assert run(config, said.append) == rows
+    assert said == []
+
+
+def test_torn_line_is_cut_off_and_answered_again(config, rows, tmp_path):
+    import shutil
+
+    out = tmp_path / "copy"
+    shutil.copytree(config.out, out)
+    torn = sorted(out.glob("cells/*/*.jsonl"))[0]
+    whole = torn.read_bytes()
+    torn.write_bytes(whole[:-20])
+    said = []
+    again = run(replace(config, out=out), said.append)
+    assert len(said) == 1
+    assert _without_times(again) == _without_times(rows)
+    assert torn.read_bytes().count(b"\n") == whole.count(b"\n")
+
+
+@pytest.mark.slow  # each worker imports torch and loads the model
+def test_workers_give_the_same_answers(config, rows, tmp_path):
+    parallel = run(replace(config, out=tmp_path / "workers", workers=2))
+    assert _without_times(parallel) == _without_times(rows)
+
+
+def test_more_examples_keep_the_answers_of_the_first(config, rows, tmp_path):
+    wider = replace(
+        config, out=tmp_path / "wide", tasks=("facts_person",), lengths=(512,), examples=3
+    )
+    got = _without_times(run(wider))
+    assert got[:6] == [r for r in _without_times(rows) if r["task"] == "facts_person"][:6]
+
+
+def test_report_holds_the_numbers_of_the_rows(config, rows):
+    path = write_report(config.out, subject="rag_bm25")
+    text, html = path.read_text(), (config.out / "report.html").read_text()
+    scored = [r["score"] for r in rows if r["method"] == "rag_bm25" and r["length"] == 512]
+    line = next(x for x in text.splitlines() if x.startswith("| rag_bm25 | "))
+    assert f"{sum(scored) / len(scored):.3f}" in line
+    for figure in config.out.glob("*.svg"):
+        ElementTree.parse(figure)
+        assert f"{figure.name})" in text
+    assert "the answer rests on the whole history" in text
+    assert html.count("<svg") == len(list(config.out.glob("*.svg"))) >= 4
+    manifest = json.loads((config.out / "manifest.json").read_text())
+    assert manifest["settings"]["seed"] == 0
+    assert len(manifest["question_data_sha256"]) == 3
+
+
+def test_report_of_no_run_is_refused(tmp_path):
+    with pytest.raises(NotFound, match=r"manifest\.json"):
+        write_report(tmp_path)
+
+
+def _row(method, task, index, score, **more):
+    row = {"method": method, "task": task, "length": 4096, "index": index, "score": score,
+           "status": "answered", "example": f"{task}{index}", "depth": index / 10,
+           "gold_shown": 0.5, "places": 10}  # fmt: skip
+    return row | more
+
+
+def test_comparison_pairs_by_example_and_leaves_the_ceiling_out():
+    rows = [_row("ours", "t", i, 1.0) for i in range(8)]
+    rows += [_row("theirs", "t", i, float(i < 2)) for i in range(8)]
+    rows += [_row("ceiling", "t", i, 1.0) for i in range(8)]
+    (entry,) = comparisons(Results(tuple(rows)), "ours")
+    assert (entry.rival, entry.comparison.wins, entry.comparison.ties) == ("theirs", 6, 2)
+    assert entry.adjusted_p == pytest.approx(2 / 2**6)
+
+
+def test_shortfalls_name_the_task_and_the_better_rival():
+    rows = [_row("ours", "a", 0, 1.0), _row("theirs", "a", 0, 0.0)]
+    rows += [_row("ours", "b", 0, 0.2), _row("theirs", "b", 0, 0.6), _row("full", "b", 0, 1.0)]
+    (short,) = shortfalls(Results(tuple(rows)), "ours")
+    assert (short.task, short.rival, short.theirs, short.gold_shown) == ("b", "theirs", 0.6, 0.5)
+
+
+def test_score_with_an_example_missing_is_no_score():
+    rows = (_row("ours", "a", 0, 1.0), _row("ours", "a", 1, 0.0, status="not applicable"))
+    assert Results(rows).score(method="ours") is None
+
+
+def test_depth_grid_has_one_cell_a_fifth():
+    rows = tuple(_row("ours", "a", i, float(i < 5)) for i in range(10))
+    assert depth_grid(Results(rows), "ours") == ([4096], [[1.0, 1.0, 0.5, 0.0, 0.0]])
+
+
+def test_gold_shown_is_a_share_of_characters():
+    example = Example("t", 0, 256, (Source("a", "x" * 10), Source("b", "y" * 10)), "?", ("x",),
+                      "contains", (GoldSpan(1, 0, 10),))  # fmt: skip
+    reply = Reply("x", 1, 0.1, 0.1, shown=((0, 17),))
+    assert gold_shown(example, reply) == 0.5
+    assert gold_shown(example, Reply("x", 1, 0.1, 0.1)) is None
+
+
+def test_lengths_and_names_are_parsed():
+    assert parse_lengths("4k, 1M,300") == (4096, 1048576, 300)
+    assert parse_names("a,g,a", {"g": ("x", "y")}) == ("a", "x", "y")
+    assert [length_name(n) for n in (0, 300, 4096, 1048576)] == ["as is", "300", "4k", "1M"]
+    with pytest.raises(InvalidArgument, match="got '4q'"):
+        parse_lengths("4q")
+
+
+@pytest.mark.parametrize("changes", [{"tasks": ("none",)}, {"methods": ("none",)}, {"examples": 0}])
+def test_bad_configurations_are_refused(config, changes):
+    with pytest.raises((InvalidArgument, NotFound)):
+        replace(config, **changes)
+
+
+def test_figures_are_well_formed_and_escape_names():
+    ElementTree.fromstring(heat_map("a < b", ["1"], ["x & y"], [[None]]))
+    ElementTree.fromstring(frontier("t", "x", [("a<b", 10.0, 0.5), ("c", 1000.0, 0.4)]))
