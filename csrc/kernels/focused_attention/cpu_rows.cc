@@ -1,0 +1,121 @@
+#include "kernels/focused_attention/cpu_rows.h"
+
+#include <cstring>
+
+namespace mc::focused {
+
+BlockGroup RowLoader::group(const int32_t* list, int64_t first, int64_t count) const {
+  BlockGroup group;
+  group.count = count - first < kGroupBlocks ? count - first : kGroupBlocks;
+  for (int64_t i = 0; i < group.count; ++i) {
+    const int32_t listed = list[first + i];
+    group.full[i] = (listed & kFullBlock) != 0;
+    group.block[i] = listed & (kFullBlock - 1);
+    const int32_t* rows = in_.rows.as<int32_t>() + group.block[i] * kBlockPlaces;
+    uint32_t filled = 0;
+    for (int64_t j = 0; j < kBlockPlaces; ++j) {
+      filled |= static_cast<uint32_t>(rows[j] >= 0) << j;
+    }
+    group.filled[i] = filled;
+  }
+  return group;
+}
+
+int64_t RowLoader::row_offset(int64_t row, int64_t kv_head) const {
+  const int64_t page_rows = in_.page_rows();
+  return ((row / page_rows * in_.kv_heads() + kv_head) * page_rows + row % page_rows) *
+         in_.width();
+}
+
+void RowLoader::rows_f32(const TensorView& pool, const BlockGroup& group, int64_t kv_head,
+                         float* to) const {
+  const int64_t width = in_.width(), bytes = dtype_bytes(pool.dtype);
+  for (int64_t i = 0; i < group.count; ++i) {
+    const int32_t* rows = in_.rows.as<int32_t>() + group.block[i] * kBlockPlaces;
+    for (int64_t j = 0; j < kBlockPlaces; ++j, to += width) {
+      if (rows[j] < 0) {
+        std::memset(to, 0, static_cast<size_t>(width) * sizeof(float));
+      } else {
+        ops_.to_f32(pool.as<char>() + row_offset(rows[j], kv_head) * bytes, pool.dtype, width, to);
+      }
+    }
+  }
+}
+
+void RowLoader::keys_f32(const BlockGroup& group, int64_t kv_head, float* to) const {
+  rows_f32(in_.keys, group, kv_head, to);
+  if (!in_.key_rope.defined()) return;
+  for (int64_t i = 0; i < group.count; ++i) {
+    for (int64_t j = 0; j < kBlockPlaces; ++j) {
+      ops_.rotate(to + (i * kBlockPlaces + j) * in_.width(), key_table(group.block[i], j),
+                  in_.rope_width() / 2, 1.0f);
+    }
+  }
+}
+
+void RowLoader::values_f32(const BlockGroup& group, int64_t kv_head, float* to) const {
+  rows_f32(in_.values, group, kv_head, to);
+}
+
+void RowLoader::keys_bf16(const BlockGroup& group, int64_t kv_head, uint16_t* to,
+                          float* scratch) const {
+  const int64_t width = in_.width();
+  if (in_.key_rope.defined()) {
+    keys_f32(group, kv_head, scratch);
+    ops_.from_f32(scratch, DType::kBF16, group.places() * width, to, 1.0f);
+    return;
+  }
+  const size_t row_bytes = static_cast<size_t>(width) * sizeof(uint16_t);
+  for (int64_t i = 0; i < group.count; ++i) {
+    const int32_t* rows = in_.rows.as<int32_t>() + group.block[i] * kBlockPlaces;
+    for (int64_t j = 0; j < kBlockPlaces; ++j, to += width) {
+      if (rows[j] < 0) {
+        std::memset(to, 0, row_bytes);
+      } else {
+        std::memcpy(to, in_.keys.as<uint16_t>() + row_offset(rows[j], kv_head), row_bytes);
+      }
+    }
+  }
+}
+
+void RowLoader::value_pairs(const BlockGroup& group, int64_t kv_head, uint32_t* to) const {
+  alignas(64) static constexpr uint16_t kZeros[256] = {};
+  const int64_t width = in_.width();
+  const auto* pool = in_.values.as<uint16_t>();
+  for (int64_t i = 0; i < group.count; ++i) {
+    const int32_t* rows = in_.rows.as<int32_t>() + group.block[i] * kBlockPlaces;
+    for (int64_t j = 0; j < kBlockPlaces; j += 2, to += width) {
+      const uint16_t* even = rows[j] < 0 ? kZeros : pool + row_offset(rows[j], kv_head);
+      const uint16_t* odd = rows[j + 1] < 0 ? kZeros : pool + row_offset(rows[j + 1], kv_head);
+      ops_.pair_rows(even, odd, width, to);
+    }
+  }
+}
+
+void RowLoader::query_f32(int64_t query, int64_t head, float* to) const {
+  const int64_t width = in_.width();
+  const int64_t offset = (query * in_.query_heads() + head) * width;
+  ops_.to_f32(in_.q.as<char>() + offset * dtype_bytes(in_.q.dtype), in_.q.dtype, width, to);
+  if (in_.query_rope.defined()) {
+    ops_.rotate(to, query_table(query), in_.rope_width() / 2, 1.0f);
+  }
+}
+
+void RowLoader::bias(const BlockGroup& group, int64_t bias_head, float* to) const {
+  const float* bias = in_.bias.as<float>() + bias_head * in_.block_count() * kBlockPlaces;
+  for (int64_t i = 0; i < group.count; ++i) {
+    ops_.from_f32(bias + group.block[i] * kBlockPlaces, DType::kF32, kBlockPlaces,
+                  to + i * kBlockPlaces, kLog2e);
+  }
+}
+
+void RowLoader::visible(const BlockGroup& group, int64_t query, uint32_t* to) const {
+  for (int64_t i = 0; i < group.count; ++i) {
+    to[i] = group.filled[i];
+    if (group.full[i] || !in_.causal()) continue;
+    to[i] &= ops_.visible(in_.positions.as<int32_t>() + group.block[i] * kBlockPlaces,
+                          in_.query_positions.as<int32_t>()[query], in_.window);
+  }
+}
+
+}  // namespace mc::focused

@@ -1,0 +1,82 @@
+// Loads tiles of keys and values on CPU: gathers rows of the pools, rotates, transposes.
+#pragma once
+
+#include <cstdlib>
+#include <memory>
+
+#include "kernels/focused_attention/cpu_tile.h"
+#include "kernels/focused_attention/focused_attention.h"
+
+namespace mc::focused {
+
+inline constexpr int64_t kGroupBlocks = 4;  // blocks that share one pass of softmax
+inline constexpr int64_t kGroupPlaces = kGroupBlocks * kBlockPlaces;
+inline constexpr int64_t kRowTile = 64;  // rows of scores in flight
+inline constexpr float kLog2e = 1.4426950408889634f;
+
+template <class T>
+class Aligned {  // 64-byte aligned scratch
+ public:
+  explicit Aligned(int64_t count) {
+    const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 64) / 64 * 64;
+    memory_.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
+    if (memory_ == nullptr) std::abort();
+  }
+  T* get() const { return memory_.get(); }
+  T& operator[](int64_t i) const { return memory_[static_cast<size_t>(i)]; }
+
+ private:
+  struct Free {
+    void operator()(T* pointer) const { std::free(pointer); }
+  };
+  std::unique_ptr<T[], Free> memory_;
+};
+
+// The blocks of one list, taken kGroupBlocks at a time.
+struct BlockGroup {
+  int64_t count = 0;                  // blocks
+  int64_t block[kGroupBlocks];        // numbers without the flag
+  bool full[kGroupBlocks];
+  uint32_t filled[kGroupBlocks];      // bit masks of non-empty places
+  bool all_full() const {
+    for (int64_t i = 0; i < count; ++i) {
+      if (!full[i]) return false;
+    }
+    return true;
+  }
+  int64_t places() const { return count * kBlockPlaces; }
+};
+
+class RowLoader {
+ public:
+  RowLoader(const FocusedAttention& in, const TileOps& ops) : in_(in), ops_(ops) {}
+
+  BlockGroup group(const int32_t* list, int64_t first, int64_t count) const;
+  // [places, E] f32, rotated when keys are un-rotated; empty places are zero.
+  void keys_f32(const BlockGroup& group, int64_t kv_head, float* to) const;
+  void values_f32(const BlockGroup& group, int64_t kv_head, float* to) const;
+  // [places, E] bf16 for the pair path.
+  void keys_bf16(const BlockGroup& group, int64_t kv_head, uint16_t* to, float* scratch) const;
+  // [places / 2, E] pairs of bf16.
+  void value_pairs(const BlockGroup& group, int64_t kv_head, uint32_t* to) const;
+  // [E] f32, rotated.
+  void query_f32(int64_t query, int64_t head, float* to) const;
+  void bias(const BlockGroup& group, int64_t bias_head, float* to) const;  // times log2(e)
+  // [count] masks of the places that a query sees.
+  void visible(const BlockGroup& group, int64_t query, uint32_t* to) const;
+  int64_t row_offset(int64_t row, int64_t kv_head) const;  // elements into a pool
+  const float* key_table(int64_t block, int64_t place) const {
+    return in_.key_rope.as<float>() + (block * kBlockPlaces + place) * in_.rope_width();
+  }
+  const float* query_table(int64_t query) const {
+    return in_.query_rope.as<float>() + query * in_.rope_width();
+  }
+
+ private:
+  void rows_f32(const TensorView& pool, const BlockGroup& group, int64_t kv_head, float* to) const;
+
+  const FocusedAttention& in_;
+  const TileOps& ops_;
+};
+
+}  // namespace mc::focused

@@ -1,0 +1,184 @@
+// Forward on CPU. One task is one query block and one KV head: the rows of all its query heads run
+// over the list together, so that each tile of keys is gathered, rotated and transposed once.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "kernels/focused_attention/cpu_rows.h"
+
+namespace mc::focused {
+namespace {
+
+constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+
+struct Scratch {
+  Scratch(int64_t rows, int64_t width, bool pairs)
+      : sums(rows * width),
+        max(rows),
+        sum(rows),
+        queries(rows * width),
+        keys(kGroupPlaces * width),
+        keys_t(kGroupPlaces * width),
+        values(kGroupPlaces * width),
+        scores(kRowTile * kGroupPlaces),
+        query_pairs(pairs ? rows * width : 0),
+        key_pairs(pairs ? kGroupPlaces * width : 0),
+        weight_pairs(pairs ? kRowTile * kGroupPlaces : 0),
+        value_pairs(pairs ? kGroupPlaces * width / 2 : 0) {}
+
+  Aligned<float> sums, max, sum, queries, keys, keys_t, values, scores;
+  Aligned<uint16_t> query_pairs, key_pairs, weight_pairs;
+  Aligned<uint32_t> value_pairs;
+};
+
+class QueryBlock {
+ public:
+  QueryBlock(const FocusedAttention& in, const TileOps& ops, Scratch& scratch, bool pairs)
+      : in_(in), ops_(ops), load_(in, ops), s_(scratch), pairs_(pairs) {}
+
+  void run(int64_t query_block, int64_t kv_head, const TensorView& out, const TensorView& lse) {
+    const int32_t* starts = in_.query_starts.as<int32_t>() + query_block;
+    first_ = starts[0];
+    queries_ = starts[1] - first_;
+    kv_head_ = kv_head;
+    const int64_t list = kv_head * in_.plan_heads() / in_.kv_heads() * in_.query_block_count() +
+                         query_block;
+    const int64_t count = in_.counts.as<int32_t>()[list];
+    load_queries();
+    if (count <= in_.list_capacity()) {
+      const int32_t* blocks = in_.blocks.as<int32_t>() + list * in_.list_capacity();
+      for (int64_t i = 0; i < count; i += kGroupBlocks) attend(load_.group(blocks, i, count));
+    }
+    finish(out, lse, count > in_.list_capacity());
+  }
+
+ private:
+  int64_t rows() const { return in_.group() * queries_; }
+  int64_t head_of(int64_t row) const { return kv_head_ * in_.group() + row / queries_; }
+  int64_t query_of(int64_t row) const { return first_ + row % queries_; }
+
+  void load_queries() {
+    const int64_t width = in_.width();
+    for (int64_t row = 0; row < rows(); ++row) {
+      load_.query_f32(query_of(row), head_of(row), &s_.queries[row * width]);
+      s_.max[row] = kMinusInfinity;
+      s_.sum[row] = 0.0f;
+    }
+    if (pairs_) {
+      ops_.from_f32(s_.queries.get(), DType::kBF16, rows() * width, s_.query_pairs.get(), 1.0f);
+    }
+    std::memset(s_.sums.get(), 0, static_cast<size_t>(rows() * width) * sizeof(float));
+  }
+
+  void attend(const BlockGroup& group) {
+    const int64_t width = in_.width(), places = group.places();
+    if (pairs_) {
+      load_.keys_bf16(group, kv_head_, s_.key_pairs.get(), s_.keys.get());
+      ops_.transpose(reinterpret_cast<const float*>(s_.key_pairs.get()), places, width / 2,
+                     width / 2, s_.keys_t.get(), places);
+      load_.value_pairs(group, kv_head_, s_.value_pairs.get());
+    } else {
+      load_.keys_f32(group, kv_head_, s_.keys.get());
+      ops_.transpose(s_.keys.get(), places, width, width, s_.keys_t.get(), places);
+      load_.values_f32(group, kv_head_, s_.values.get());
+    }
+    for (int64_t row = 0; row < rows(); row += kRowTile) {
+      const int64_t tile = std::min(kRowTile, rows() - row);
+      score_tile(row, tile, places);
+      for (int64_t i = 0; i < tile; ++i) softmax(group, row + i, i);
+      add_values(row, tile, places);
+    }
+  }
+
+  void score_tile(int64_t row, int64_t tile, int64_t places) {
+    const int64_t width = in_.width();
+    if (pairs_) {
+      const auto* pairs = reinterpret_cast<const uint32_t*>(s_.query_pairs.get());
+      ops_.pair_gemm({tile, places, width / 2, pairs + row * width / 2, width / 2,
+                      reinterpret_cast<const uint32_t*>(s_.keys_t.get()), places, s_.scores.get(),
+                      places, false});
+    } else {
+      ops_.gemm({tile, places, width, &s_.queries[row * width], width, 1, s_.keys_t.get(), places,
+                 s_.scores.get(), places, false});
+    }
+  }
+
+  void softmax(const BlockGroup& group, int64_t row, int64_t i) {
+    const int64_t places = group.places();
+    uint32_t visible[kGroupBlocks];
+    alignas(64) float bias[kGroupPlaces];
+    const bool masked = !group.all_full();
+    if (masked) load_.visible(group, query_of(row), visible);
+    if (in_.bias.defined()) {
+      load_.bias(group, head_of(row) * in_.bias_heads() / in_.query_heads(), bias);
+    }
+    const ScoreRow scores{&s_.scores[i * places],
+                          places,
+                          masked ? visible : nullptr,
+                          in_.bias.defined() ? bias : nullptr,
+                          in_.scale,
+                          in_.softcap,
+                          pairs_ ? &s_.weight_pairs[i * places] : nullptr};
+    const float factor = ops_.softmax_row(scores, &s_.max[row], &s_.sum[row]);
+    if (factor != 1.0f) ops_.scale_row(&s_.sums[row * in_.width()], in_.width(), factor);
+  }
+
+  void add_values(int64_t row, int64_t tile, int64_t places) {
+    const int64_t width = in_.width();
+    if (pairs_) {
+      ops_.pair_gemm({tile, width, places / 2,
+                      reinterpret_cast<const uint32_t*>(s_.weight_pairs.get()), places / 2,
+                      s_.value_pairs.get(), width, &s_.sums[row * width], width, true});
+    } else {
+      ops_.gemm({tile, width, places, s_.scores.get(), places, 1, s_.values.get(), width,
+                 &s_.sums[row * width], width, true});
+    }
+  }
+
+  void finish(const TensorView& out, const TensorView& lse, bool cut) {
+    const int64_t width = in_.width(), bytes = dtype_bytes(out.dtype);
+    for (int64_t row = 0; row < rows(); ++row) {
+      const int64_t head = head_of(row), at = query_of(row) * in_.query_heads() + head;
+      float max = s_.max[row], sum = s_.sum[row], kept = 1.0f;
+      if (in_.sink.defined()) {
+        const float sink = in_.sink.as<float>()[head] * kLog2e;
+        const float top = std::max(max, sink);
+        kept = max == top ? 1.0f : std::exp2(max - top);
+        sum = sum * kept + (top == kMinusInfinity ? 0.0f : std::exp2(sink - top));
+        max = top;
+      }
+      float factor = sum == 0.0f ? 0.0f : kept / sum;
+      if (cut) factor = std::numeric_limits<float>::quiet_NaN();
+      ops_.from_f32(&s_.sums[row * width], out.dtype, width, out.as<char>() + at * width * bytes,
+                    factor);
+      lse.as<float>()[at] = cut           ? factor
+                            : sum == 0.0f ? kMinusInfinity
+                                          : max / kLog2e + std::log(sum);
+    }
+  }
+
+  const FocusedAttention& in_;
+  const TileOps& ops_;
+  const RowLoader load_;
+  Scratch& s_;
+  const bool pairs_;
+  int64_t first_ = 0, queries_ = 0, kv_head_ = 0;
+};
+
+}  // namespace
+
+Status attend_cpu(const FocusedAttention& in, const TensorView& out, const TensorView& lse,
+                  const Exec& exec) {
+  const TileOps& ops = tile_ops();
+  const bool pairs = in.q.dtype == DType::kBF16 && ops.pair_gemm != nullptr;
+  const int64_t kv_heads = in.kv_heads();
+  exec.for_range(0, in.query_block_count() * kv_heads, 1, [&](int64_t begin, int64_t end) {
+    Scratch scratch(in.query_tile * in.group(), in.width(), pairs);
+    QueryBlock task(in, ops, scratch, pairs);
+    for (int64_t i = begin; i < end; ++i) task.run(i / kv_heads, i % kv_heads, out, lse);
+  });
+  return {};
+}
+
+}  // namespace mc::focused
