@@ -2,6 +2,8 @@
 // answering that CUDA is absent. So no call site has an #ifdef.
 #include "base/status.h"
 #include "kernels/gist_pool/gist_pool.h"
+#include "kernels/focused_attention/focused_attention.h"
+#include "kernels/focused_attention/read_plan.h"
 
 namespace mc {
 namespace {
@@ -24,4 +26,30 @@ Status block_weights_cuda(const Exec&, const float*, int64_t, int64_t, float*) {
   return cuda_absent("gist_pool_tree");
 }
 
+namespace focused {
+
+int64_t attend_cuda_workspace_bytes(const FocusedAttention&) {
+  return 0;
+}
+Status attend_cuda(const FocusedAttention&, const TensorView&, const TensorView&,
+                   const TensorView&, const Exec&) {
+  return cuda_absent("focused_attention");
+}
+int64_t attend_backward_cuda_workspace_bytes(const FocusedAttention&) {
+  return 0;
+}
+Status attend_backward_cuda(const FocusedAttention&, const FocusedAttentionGrads&,
+                            const TensorView&, const Exec&) {
+  return cuda_absent("focused_attention_backward");
+}
+Status make_read_plan_cuda(const ReadPlanRequest&, const TensorView&, const TensorView&,
+                           const Exec&) {
+  return cuda_absent("make_read_plan");
+}
+Status merge_attention_cuda(const TensorView&, const TensorView&, const TensorView&,
+                            const TensorView&, const Exec&) {
+  return cuda_absent("merge_attention");
+}
+
+}  // namespace focused
 }  // namespace mc
