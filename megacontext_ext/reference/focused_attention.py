@@ -74,7 +74,7 @@ def focused_attention(
     k, v = _rows(keys, table.rows), _rows(values, table.rows)
     q = q.transpose(0, 1)  # [Hq, T, E]
     if rules.rope is not None:
-        k = _rotate(k, rules.rope.keys.reshape(1, k.shape[1], -1))
+        k = _rotate(k, rules.rope.keys.flatten(0, 1)[None])
         q = _rotate(q, rules.rope.queries[None])
     scale = 1.0 / math.sqrt(width) if rules.scale is None else rules.scale
     scores = scale * q @ k.repeat_interleave(group, dim=0).transpose(1, 2)
@@ -110,7 +110,7 @@ def make_read_plan(
     counts = torch.zeros(heads, query_blocks, dtype=torch.int32)
     blocks = torch.zeros(heads, query_blocks, block_count, dtype=torch.int32)
     plan = ReadPlan(query_starts, counts, blocks, query_positions, window=window)
-    seen = visible(table, plan).reshape(-1, block_count, PLACES)
+    seen = visible(table, plan).unflatten(1, (block_count, PLACES))
     for i in range(query_blocks):
         start, end = int(query_starts[i]), int(query_starts[i + 1])
         first, last = (0, block_count) if block_ranges is None else block_ranges[i].tolist()

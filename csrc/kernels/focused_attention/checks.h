@@ -41,7 +41,9 @@ inline Status check_tensor(const TensorView& tensor, const char* name, DType dty
     return bad(name, " must be ", dtype_name(dtype), ", got ", dtype_name(tensor.dtype));
   }
   if (tensor.device != like.device) return bad(name, " must be on the device of the others");
-  if (!tensor.is_contiguous()) return bad(name, " must be contiguous, got strides that are not");
+  if (tensor.numel() > 0 && !tensor.is_contiguous()) {
+    return bad(name, " must be contiguous, got strides that are not");
+  }
   return {};
 }
 
