@@ -12,7 +12,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["ALWAYS_VISIBLE", "NO_ROW", "PLACES", "AttentionRules", "EntryTable", "ReadPlan", "Rope"]
+__all__ = [
+    "ALWAYS_VISIBLE",
+    "NO_ROW",
+    "PLACES",
+    "PLAIN_RULES",
+    "AttentionRules",
+    "EntryTable",
+    "ReadPlan",
+    "Rope",
+]
 
 PLACES = 32  # places in a block: the fan-out K of the tree
 NO_ROW = -1  # EntryTable.rows: the place is empty
@@ -141,3 +150,6 @@ class AttentionRules:
     softcap: float = 0.0
     sink: Tensor | None = None
     rope: Rope | None = None
+
+
+PLAIN_RULES = AttentionRules()

@@ -1,9 +1,9 @@
 // Linked in place of every *_cuda.cu when the build has no CUDA compiler: the same functions, each
 // answering that CUDA is absent. So no call site has an #ifdef.
 #include "base/status.h"
-#include "kernels/gist_pool/gist_pool.h"
 #include "kernels/focused_attention/focused_attention.h"
 #include "kernels/focused_attention/read_plan.h"
+#include "kernels/gist_pool/gist_pool.h"
 
 namespace mc {
 namespace {
@@ -31,8 +31,8 @@ namespace focused {
 int64_t attend_cuda_workspace_bytes(const FocusedAttention&) {
   return 0;
 }
-Status attend_cuda(const FocusedAttention&, const TensorView&, const TensorView&,
-                   const TensorView&, const Exec&) {
+Status attend_cuda(const FocusedAttention&, const TensorView&, const TensorView&, const TensorView&,
+                   const Exec&) {
   return cuda_absent("focused_attention");
 }
 int64_t attend_backward_cuda_workspace_bytes(const FocusedAttention&) {

@@ -1,6 +1,5 @@
 // torch.ops.megacontext.focused_attention, its backward, make_read_plan and merge_attention.
 #include "kernels/focused_attention/focused_attention.h"
-
 #include "kernels/focused_attention/read_plan.h"
 #include "torch_ops/op_support.h"
 
@@ -43,14 +42,16 @@ struct Arguments {
   }
 };
 
-std::tuple<Tensor, Tensor> op_focused_attention(
-    Tensor q, Tensor keys, Tensor values, Tensor rows, Optional positions, Optional bias,
-    Tensor query_starts, Optional query_positions, Tensor counts, Tensor blocks, Optional sink,
-    Optional key_rope, Optional query_rope, double scale, double softcap, int64_t window,
-    int64_t query_tile) {
-  const Arguments arguments{q,      keys,     values,     rows,  positions, bias,   query_starts,
-                            query_positions,  counts,     blocks, sink,     key_rope, query_rope,
-                            scale,  softcap,  window,     query_tile};
+std::tuple<Tensor, Tensor> op_focused_attention(Tensor q, Tensor keys, Tensor values, Tensor rows,
+                                                Optional positions, Optional bias,
+                                                Tensor query_starts, Optional query_positions,
+                                                Tensor counts, Tensor blocks, Optional sink,
+                                                Optional key_rope, Optional query_rope,
+                                                double scale, double softcap, int64_t window,
+                                                int64_t query_tile) {
+  const Arguments arguments{
+      q,      keys, values,   rows,       positions, bias,    query_starts, query_positions, counts,
+      blocks, sink, key_rope, query_rope, scale,     softcap, window,       query_tile};
   const DeviceScope scope(q);
   const FocusedAttention in = arguments.views();
   const int64_t queries = q.dim() == 3 ? q.size(0) : 0, heads = q.dim() == 3 ? q.size(1) : 0;
@@ -67,15 +68,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> op_focused_attention_backward(
     Tensor values, Tensor rows, Optional positions, Optional bias, Tensor query_starts,
     Optional query_positions, Tensor counts, Tensor blocks, Optional sink, Optional key_rope,
     Optional query_rope, double scale, double softcap, int64_t window, int64_t query_tile) {
-  const Arguments arguments{q,      keys,     values,     rows,  positions, bias,   query_starts,
-                            query_positions,  counts,     blocks, sink,     key_rope, query_rope,
-                            scale,  softcap,  window,     query_tile};
+  const Arguments arguments{
+      q,      keys, values,   rows,       positions, bias,    query_starts, query_positions, counts,
+      blocks, sink, key_rope, query_rope, scale,     softcap, window,       query_tile};
   const DeviceScope scope(q);
   const FocusedAttention in = arguments.views();
   Tensor grad_q = torch::stable::empty_like(q), grad_keys = torch::stable::empty_like(keys);
   Tensor grad_values = torch::stable::empty_like(values);
-  Tensor grad_bias =
-      bias.has_value() ? torch::stable::empty_like(*bias) : empty_like_device(q, {0}, ScalarType::Float);
+  Tensor grad_bias = bias.has_value() ? torch::stable::empty_like(*bias)
+                                      : empty_like_device(q, {0}, ScalarType::Float);
   FocusedAttentionGrads grads;
   grads.out = view(out);
   grads.lse = view(lse);
@@ -118,8 +119,8 @@ std::tuple<Tensor, Tensor> op_merge_attention(Tensor outs, Tensor lses) {
   const DeviceScope scope(outs);
   STD_TORCH_CHECK(outs.dim() == 4, "[focused_attention] outs must be [S, T, H, E], got rank ",
                   outs.dim());
-  Tensor out = empty_like_device(outs, {outs.size(1), outs.size(2), outs.size(3)},
-                                 outs.scalar_type());
+  Tensor out =
+      empty_like_device(outs, {outs.size(1), outs.size(2), outs.size(3)}, outs.scalar_type());
   Tensor lse = empty_like_device(outs, {outs.size(1), outs.size(2)}, ScalarType::Float);
   raise_if_error(merge_attention(view(outs), view(lses), view(out), view(lse), exec_for(outs)));
   return {out, lse};
@@ -128,16 +129,16 @@ std::tuple<Tensor, Tensor> op_merge_attention(Tensor outs, Tensor lses) {
 }  // namespace
 }  // namespace mc::torch_ops
 
-#define MC_ATTENTION_ARGUMENTS                                                                   \
-  "Tensor q, Tensor keys, Tensor values, Tensor rows, Tensor? positions, Tensor? bias, "         \
-  "Tensor query_starts, Tensor? query_positions, Tensor counts, Tensor blocks, Tensor? sink, "   \
+#define MC_ATTENTION_ARGUMENTS                                                                 \
+  "Tensor q, Tensor keys, Tensor values, Tensor rows, Tensor? positions, Tensor? bias, "       \
+  "Tensor query_starts, Tensor? query_positions, Tensor counts, Tensor blocks, Tensor? sink, " \
   "Tensor? key_rope, Tensor? query_rope, float scale, float softcap, int window, int query_tile"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(MC_OPS_NAMESPACE, m) {
   m.def("focused_attention(" MC_ATTENTION_ARGUMENTS ") -> (Tensor, Tensor)");
   m.def(
-      "focused_attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor out, Tensor lse, "
-      MC_ATTENTION_ARGUMENTS ") -> (Tensor, Tensor, Tensor, Tensor)");
+      "focused_attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor out, Tensor "
+      "lse, " MC_ATTENTION_ARGUMENTS ") -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "make_read_plan(Tensor rows, Tensor? positions, Tensor query_starts, "
       "Tensor? query_positions, Tensor? block_ranges, Tensor? block_mask, int window, "
@@ -145,16 +146,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(MC_OPS_NAMESPACE, m) {
   m.def("merge_attention(Tensor outs, Tensor lses) -> (Tensor, Tensor)");
 }
 
-#define MC_IMPL_ATTENTION(m)                                                            \
-  m.impl("focused_attention", TORCH_BOX(&mc::torch_ops::op_focused_attention));         \
-  m.impl("focused_attention_backward",                                                  \
-         TORCH_BOX(&mc::torch_ops::op_focused_attention_backward));                     \
-  m.impl("make_read_plan", TORCH_BOX(&mc::torch_ops::op_make_read_plan));               \
+#define MC_IMPL_ATTENTION(m)                                                                      \
+  m.impl("focused_attention", TORCH_BOX(&mc::torch_ops::op_focused_attention));                   \
+  m.impl("focused_attention_backward", TORCH_BOX(&mc::torch_ops::op_focused_attention_backward)); \
+  m.impl("make_read_plan", TORCH_BOX(&mc::torch_ops::op_make_read_plan));                         \
   m.impl("merge_attention", TORCH_BOX(&mc::torch_ops::op_merge_attention));
 
-STABLE_TORCH_LIBRARY_IMPL(MC_OPS_NAMESPACE, CPU, m) {
-  MC_IMPL_ATTENTION(m)
-}
-STABLE_TORCH_LIBRARY_IMPL(MC_OPS_NAMESPACE, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(MC_OPS_NAMESPACE, CPU, m){
+    MC_IMPL_ATTENTION(m)} STABLE_TORCH_LIBRARY_IMPL(MC_OPS_NAMESPACE, CUDA, m) {
   MC_IMPL_ATTENTION(m)
 }

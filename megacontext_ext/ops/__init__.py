@@ -9,6 +9,12 @@ from __future__ import annotations
 import torch
 
 from megacontext_ext.ops import _load
+from megacontext_ext.ops.focused_attention import (
+    dense_query_starts,
+    focused_attention,
+    make_read_plan,
+    merge_attention,
+)
 from megacontext_ext.ops.gist_pool import gist_pool, gist_pool_tree, gist_pool_tree_counts
 
 _load.load()
@@ -17,9 +23,13 @@ _CPU_LEVELS = ("portable", "avx2", "avx512")
 
 __all__ = [
     "cpu_level",
+    "dense_query_starts",
+    "focused_attention",
     "gist_pool",
     "gist_pool_tree",
     "gist_pool_tree_counts",
+    "make_read_plan",
+    "merge_attention",
     "set_cpu_level",
 ]
 

@@ -1,8 +1,8 @@
 """Focused attention: queries over the places of working contexts, read where they lie.
 
-    table = EntryTable.from_pages(pages, starts)                     # what may be seen
-    plan = make_read_plan(table, query_starts, query_positions)      # who reads what, on the device
-    out, lse = focused_attention(q, keys, values, table, plan)
+table = EntryTable.from_pages(pages, starts)                     # what may be seen
+plan = make_read_plan(table, query_starts, query_positions)      # who reads what, on the device
+out, lse = focused_attention(q, keys, values, table, plan)
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megacontext_ext.entry_table import AttentionRules, EntryTable, ReadPlan, Rope
-from megacontext_ext.errors import InvalidArgument
-from megacontext_ext.ops import _load
+from megacontext_ext.entry_table import PLAIN_RULES, AttentionRules, EntryTable, ReadPlan, Rope
+from megacontext_ext.ops._errors import refused
+from megacontext_ext.ops._load import load
 
-_load.load()
+load()
 _ops = torch.ops.megacontext
 
 __all__ = [
@@ -39,7 +39,7 @@ def focused_attention(
     values: Tensor,
     table: EntryTable,
     plan: ReadPlan,
-    rules: AttentionRules = AttentionRules(),
+    rules: AttentionRules = PLAIN_RULES,
 ) -> tuple[Tensor, Tensor]:
     """Attention of each query over the places that its plan lists and that it may see.
 
@@ -133,15 +133,11 @@ def merge_attention(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _raising(op: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls an operator; its argument errors become InvalidArgument."""
+    """Calls an operator; what it refuses becomes InvalidArgument."""
     try:
         return op(*arguments)
     except RuntimeError as error:
-        text = str(error)
-        start = text.find("[focused_attention]")
-        if start < 0:
-            raise
-        raise InvalidArgument(text[start:].splitlines()[0]) from None
+        raise refused(error) from None
 
 
 @torch.library.register_fake("megacontext::focused_attention")

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from megacontext_ext.entry_table import PLACES, AttentionRules, EntryTable, ReadPlan
+from megacontext_ext.entry_table import PLACES, PLAIN_RULES, AttentionRules, EntryTable, ReadPlan
 
 __all__ = ["focused_attention", "make_read_plan", "merge_attention", "read_mask", "visible"]
 
@@ -66,9 +66,9 @@ def focused_attention(
     values: Tensor,
     table: EntryTable,
     plan: ReadPlan,
-    rules: AttentionRules = AttentionRules(),
+    rules: AttentionRules = PLAIN_RULES,
 ) -> tuple[Tensor, Tensor]:
-    """See ``megacontext_ext.ops.focused_attention``. Computes in q's dtype; memory O(T * N * Hq)."""
+    """See ``megacontext_ext.ops.focused_attention``. Computes in the dtype of q."""
     queries, query_heads, width = q.shape
     group = query_heads // keys.shape[1]
     k, v = _rows(keys, table.rows), _rows(values, table.rows)
@@ -104,7 +104,7 @@ def make_read_plan(
     block_mask: Tensor | None = None,
     window: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """(counts [Hp, M], blocks [Hp, M, N]) as ``megacontext_ext.ops.make_read_plan`` defines them."""
+    """counts [Hp, M] and blocks [Hp, M, N] as ``megacontext_ext.ops.make_read_plan`` has them."""
     query_blocks, block_count = query_starts.shape[0] - 1, table.rows.shape[0]
     heads = 1 if block_mask is None else block_mask.shape[0]
     counts = torch.zeros(heads, query_blocks, dtype=torch.int32)

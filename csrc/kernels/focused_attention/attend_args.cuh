@@ -67,8 +67,7 @@ AttendArgs attend_args(const FocusedAttention& in);
 
 // Rotates queries and keys into the workspace and points args at them, when there are tables.
 int64_t rotated_bytes(const FocusedAttention& in);
-Status rotate_into(const FocusedAttention& in, void* workspace, AttendArgs& args,
-                   const Exec& exec);
+Status rotate_into(const FocusedAttention& in, void* workspace, AttendArgs& args, const Exec& exec);
 
 // Float32, forward and backward: correct and deterministic, without matrix instructions.
 Status attend_f32(const AttendArgs& args, int width, const Exec& exec);

@@ -1,5 +1,5 @@
-// Forward for float32 on CUDA: one warp a query and head, one lane a place. Matrix instructions would
-// round float32 to 11 bits; this path is for checking and for small models, not for speed.
+// Forward for float32 on CUDA: one warp a query and head, one lane a place. Matrix instructions
+// would round float32 to 11 bits; this path is for checking and for small models, not for speed.
 #include "kernels/focused_attention/attend_args.cuh"
 
 namespace mc::focused {
@@ -15,8 +15,8 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ float weights[kWarps][kWarp];
   __shared__ int64_t value_rows[kWarps][kWarp];
   const int query_block = static_cast<int>(blockIdx.x) / slices;
-  const int query = args.starts[query_block] +
-                    static_cast<int>(blockIdx.x) % slices * kWarps + warp_index();
+  const int query =
+      args.starts[query_block] + static_cast<int>(blockIdx.x) % slices * kWarps + warp_index();
   if (query >= args.starts[query_block + 1]) return;  // whole warps; no block barrier follows
   const int head = static_cast<int>(blockIdx.y), kv_head = head / args.group;
   const int lane = lane_index(), warp = warp_index();

@@ -1,15 +1,16 @@
 // Forward by mma.sync, for bf16 and f16, prefill and decode.
 //
-// A thread block takes kRows rows of one query block and one KV head; a row is a query of one of the
-// group's heads, so grouped heads share every tile of keys (decode: 16 rows are 16 heads). Each warp
-// owns 16 * kM rows. The list is read kBlocks blocks at a time through two stages of shared memory:
+// A thread block takes kRows rows of one query block and one KV head; a row is a query of one of
+// the group's heads, so grouped heads share every tile of keys (decode: 16 rows are 16 heads). Each
+// warp owns 16 * kM rows. The list is read kBlocks blocks at a time through two stages of shared
+// memory:
 //
 //   top of turn j: tile j and the row numbers of tile j + 1 have arrived
 //                  start tile j + 1 and the row numbers of tile j + 2, then compute tile j
 //
-// Row numbers travel one turn ahead, so that no copy waits for an address. Shared rows are swizzled:
-// 16-byte cell c of row r lies at cell c ^ (r % 8), which makes ldmatrix free of bank conflicts.
-// Source: FlashAttention-2 (Dao 2023) for the loop and the division of work among warps.
+// Row numbers travel one turn ahead, so that no copy waits for an address. Shared rows are
+// swizzled: 16-byte cell c of row r lies at cell c ^ (r % 8), which makes ldmatrix free of bank
+// conflicts. Source: FlashAttention-2 (Dao 2023) for the loop and the division of work among warps.
 #pragma once
 
 #include "kernels/focused_attention/attend_args.cuh"
@@ -22,10 +23,10 @@ struct MmaShape {
   static constexpr int kWarpRows = 16 * kM;
   static constexpr int kRows = kWarps * kWarpRows;
   static constexpr int kPlaces = kBlocks * static_cast<int>(kBlockPlaces);
-  static constexpr int kCells = kWidth / 8;         // 16-byte cells of a row
-  static constexpr int kKeyTiles = kPlaces / 8;     // 16x8 score tiles
-  static constexpr int kOutTiles = kWidth / 8;      // 16x8 output tiles
-  static constexpr int kRing = 3;                   // turns of row numbers in flight
+  static constexpr int kCells = kWidth / 8;      // 16-byte cells of a row
+  static constexpr int kKeyTiles = kPlaces / 8;  // 16x8 score tiles
+  static constexpr int kOutTiles = kWidth / 8;   // 16x8 output tiles
+  static constexpr int kRing = 3;                // turns of row numbers in flight
   static constexpr int kStageElements = 2 * kPlaces * kWidth;
   static constexpr size_t kSmemBytes =
       sizeof(T) * (kRows * kWidth + 2 * kStageElements) + sizeof(int) * kRing * 2 * kPlaces;
@@ -42,9 +43,9 @@ struct MmaAttention {
   using S = MmaShape<T, kWidth, kM, kWarps, kBlocks>;
 
   const AttendArgs& args;
-  T* queries;   // [kRows, kWidth]
-  T* stages;    // [2][keys, values][kPlaces, kWidth]
-  int* ring;    // [kRing][rows, positions][kPlaces]
+  T* queries;  // [kRows, kWidth]
+  T* stages;   // [2][keys, values][kPlaces, kWidth]
+  int* ring;   // [kRing][rows, positions][kPlaces]
   int kv_head, first_query, query_count, row_count, row0;
   const int* list;
   int list_count;
@@ -110,10 +111,9 @@ struct MmaAttention {
       const int bytes = row >= 0 ? 16 : 0;
       int64_t key = 0, value = 0;
       if (row >= 0) {
-        const int block = args.keys_by_place
-                              ? listed(turn * kBlocks + place / 32) &
-                                    (static_cast<int>(kFullBlock) - 1)
-                              : 0;
+        const int block = args.keys_by_place ? listed(turn * kBlocks + place / 32) &
+                                                   (static_cast<int>(kFullBlock) - 1)
+                                             : 0;
         key = args.key_row(row, block * 32 + place % 32, kv_head) * kWidth + cell * 8;
         value = args.value_row(row, kv_head) * kWidth + cell * 8;
       }

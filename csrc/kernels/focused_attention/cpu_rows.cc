@@ -23,8 +23,7 @@ BlockGroup RowLoader::group(const int32_t* list, int64_t first, int64_t count) c
 
 int64_t RowLoader::row_offset(int64_t row, int64_t kv_head) const {
   const int64_t page_rows = in_.page_rows();
-  return ((row / page_rows * in_.kv_heads() + kv_head) * page_rows + row % page_rows) *
-         in_.width();
+  return ((row / page_rows * in_.kv_heads() + kv_head) * page_rows + row % page_rows) * in_.width();
 }
 
 void RowLoader::rows_f32(const TensorView& pool, const BlockGroup& group, int64_t kv_head,

@@ -34,10 +34,10 @@ class Aligned {  // 64-byte aligned scratch
 
 // The blocks of one list, taken kGroupBlocks at a time.
 struct BlockGroup {
-  int64_t count = 0;                  // blocks
-  int64_t block[kGroupBlocks];        // numbers without the flag
+  int64_t count = 0;            // blocks
+  int64_t block[kGroupBlocks];  // numbers without the flag
   bool full[kGroupBlocks];
-  uint32_t filled[kGroupBlocks];      // bit masks of non-empty places
+  uint32_t filled[kGroupBlocks];  // bit masks of non-empty places
   bool all_full() const {
     for (int64_t i = 0; i < count; ++i) {
       if (!full[i]) return false;

@@ -1,7 +1,8 @@
-// TileOps: the inner loops of attention on CPU, once for each instruction set. The drivers call them
-// through this table, a few times a tile, so the drivers themselves are plain C++.
+// TileOps: the inner loops of attention on CPU, once for each instruction set. The drivers call
+// them through this table, a few times a tile, so the drivers themselves are plain C++.
 //
-// Matrices are row-major f32 unless said otherwise, strides in elements, all buffers 64-byte aligned.
+// Matrices are row-major f32 unless said otherwise, strides in elements, all buffers 64-byte
+// aligned.
 #pragma once
 
 #include <cstdint>
@@ -22,8 +23,8 @@ struct Gemm {
   bool accumulate;
 };
 
-// The same over bf16 pairs: k counts pairs; element (i, j) of a pair matrix holds the bf16 values of
-// k = 2 i and 2 i + 1.
+// The same over bf16 pairs: k counts pairs; element (i, j) of a pair matrix holds the bf16 values
+// of k = 2 i and 2 i + 1.
 struct PairGemm {
   int64_t m, n, k;
   const uint32_t* a;
@@ -37,13 +38,13 @@ struct PairGemm {
 
 // One row of scores on its way through softmax.
 struct ScoreRow {
-  float* scores;              // [n] in: q . k; out: exp2(score - max)
-  int64_t n;                  // places, a multiple of 32
-  const uint32_t* visible;    // [n / 32] bit masks, or nullptr: all
-  const float* bias;          // [n] times log2(e), or nullptr
-  float scale;                // of q . k
+  float* scores;            // [n] in: q . k; out: exp2(score - max)
+  int64_t n;                // places, a multiple of 32
+  const uint32_t* visible;  // [n / 32] bit masks, or nullptr: all
+  const float* bias;        // [n] times log2(e), or nullptr
+  float scale;              // of q . k
   float softcap;
-  uint16_t* bf16_out;         // [n] the weights again as bf16, or nullptr
+  uint16_t* bf16_out;  // [n] the weights again as bf16, or nullptr
 };
 
 // One row on its way back: `scores` becomes the weights, `grads` (dP in) becomes d(q . k).
@@ -55,9 +56,9 @@ struct GradRow {
   const float* bias;
   float scale;
   float softcap;
-  float lse;          // times log2(e)
-  float delta;        // sum(grad_out * out) - grad_lse
-  float* grad_bias;   // [n] accumulates d(score), or nullptr
+  float lse;         // times log2(e)
+  float delta;       // sum(grad_out * out) - grad_lse
+  float* grad_bias;  // [n] accumulates d(score), or nullptr
 };
 
 struct TileOps {
@@ -68,8 +69,8 @@ struct TileOps {
   void (*grad_row)(const GradRow& row);
   uint32_t (*visible)(const int32_t* positions, int32_t query, int64_t window);  // 32 places
   void (*transpose)(const float* from, int64_t rows, int64_t columns, int64_t from_row, float* to,
-                    int64_t to_row);                           // multiples of 16
-  void (*to_f32)(const void* from, DType dtype, int64_t n, float* to);       // n % 16 == 0
+                    int64_t to_row);                                    // multiples of 16
+  void (*to_f32)(const void* from, DType dtype, int64_t n, float* to);  // n % 16 == 0
   void (*from_f32)(const float* from, DType dtype, int64_t n, void* to, float factor);
   void (*rotate)(float* row, const float* table, int64_t half, float sign);  // half % 16 == 0
   void (*pair_rows)(const uint16_t* even, const uint16_t* odd, int64_t n, uint32_t* to);

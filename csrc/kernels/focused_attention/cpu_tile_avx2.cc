@@ -70,8 +70,7 @@ inline V load_f16(const uint16_t* p) {
 inline void store_bf16(uint16_t* p, V v) {  // round to nearest even; NaN keeps its top bits
   const __m256i bits = _mm256_castps_si256(v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  const __m256i rounded =
-      _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
   const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
   const __m256i top = _mm256_srli_epi32(
       _mm256_blendv_epi8(rounded, _mm256_or_si256(bits, _mm256_set1_epi32(0x400000)), nan), 16);
@@ -95,8 +94,8 @@ inline V exp2_of(V x) {
   p = fma(p, rest, set(2.402264791e-1f));
   p = fma(p, rest, set(6.931472028e-1f));
   p = fma(p, rest, set(1.0f));
-  const __m256i exponent = _mm256_slli_epi32(
-      _mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127)), 23);
+  const __m256i exponent =
+      _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127)), 23);
   return _mm256_andnot_ps(flushed, mul(p, _mm256_castsi256_ps(exponent)));
 }
 inline float exp2_scalar(float x) {

@@ -80,7 +80,8 @@ inline void store_bf16(uint16_t* p, V v) {  // round to nearest even; NaN keeps 
     uint32_t bits;
     std::memcpy(&bits, &v.x[i], sizeof bits);
     const bool nan = v.x[i] != v.x[i];
-    p[i] = static_cast<uint16_t>(nan ? bits >> 16 | 0x40 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    p[i] =
+        static_cast<uint16_t>(nan ? bits >> 16 | 0x40 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
   }
 }
 inline float f16_to_f32(uint16_t half) {

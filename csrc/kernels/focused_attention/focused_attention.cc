@@ -30,8 +30,8 @@ Status check_pools(const FocusedAttention& in) {
   }
   MC_RETURN_IF_ERROR(check_tensor(in.q, "q", in.q.dtype, {in.q.shape[0], -1, -1}, in.q));
   MC_RETURN_IF_ERROR(check_tensor(in.keys, "keys", in.q.dtype, {-1, -1, -1, in.width()}, in.q));
-  return check_tensor(in.values, "values", in.q.dtype,
-                      {in.keys.shape[0], heads, rows, in.width()}, in.q);
+  return check_tensor(in.values, "values", in.q.dtype, {in.keys.shape[0], heads, rows, in.width()},
+                      in.q);
 }
 
 Status check_table(const FocusedAttention& in) {
@@ -41,13 +41,11 @@ Status check_table(const FocusedAttention& in) {
       check_optional(in.positions, "positions", DType::kI32, {blocks, kBlockPlaces}, in.q));
   MC_RETURN_IF_ERROR(
       check_optional(in.bias, "bias", DType::kF32, {-1, blocks, kBlockPlaces}, in.q));
-  if (in.bias.defined() &&
-      (in.bias_heads() < 1 || in.query_heads() % in.bias_heads() != 0)) {
+  if (in.bias.defined() && (in.bias_heads() < 1 || in.query_heads() % in.bias_heads() != 0)) {
     return focused::bad("bias must have a number of heads that divides q's ", in.query_heads(),
                         ", got ", in.bias_heads());
   }
-  MC_RETURN_IF_ERROR(
-      check_optional(in.sink, "sink", DType::kF32, {in.query_heads()}, in.q));
+  MC_RETURN_IF_ERROR(check_optional(in.sink, "sink", DType::kF32, {in.query_heads()}, in.q));
   if (in.key_rope.defined() != in.query_rope.defined()) {
     return focused::bad("key_rope and query_rope must be given together");
   }
@@ -73,8 +71,8 @@ Status check_plan(const FocusedAttention& in) {
       check_tensor(in.blocks, "blocks", DType::kI32, {heads, query_blocks, -1}, in.q));
   MC_RETURN_IF_ERROR(
       check_tensor(in.query_starts, "query_starts", DType::kI32, {query_blocks + 1}, in.q));
-  MC_RETURN_IF_ERROR(check_optional(in.query_positions, "query_positions", DType::kI32,
-                                    {in.query_count()}, in.q));
+  MC_RETURN_IF_ERROR(
+      check_optional(in.query_positions, "query_positions", DType::kI32, {in.query_count()}, in.q));
   if (in.query_positions.defined() && !in.positions.defined()) {
     return focused::bad("positions must be given when query_positions are");
   }

@@ -1,11 +1,12 @@
 // focused_attention: attention of queries over the places of working contexts.
 //
 //   score[t, h, p] = cap(scale * rot(q[t, h]) . rot(key[row(p), h / group])) + bias[h, p]
-//   out[t, h]      = sum over read and visible p of softmax(score[t, h])[p] * value[row(p), h / group]
-//   lse[t, h]      = log of the sum of exp(score) (and exp(sink[h]), when there is a sink)
+//   out[t, h]      = sum over read and visible p of softmax(score[t, h])[p] * value[row(p), h /
+//   group] lse[t, h]      = log of the sum of exp(score) (and exp(sink[h]), when there is a sink)
 //
-// A working context is a row of blocks of 32 places; each place names a row of the pools, so nothing
-// is copied when focus changes. A read plan lists, for each block of queries, the blocks it reads.
+// A working context is a row of blocks of 32 places; each place names a row of the pools, so
+// nothing is copied when focus changes. A read plan lists, for each block of queries, the blocks it
+// reads.
 //
 //   q         [T, Hq, E]          f32, bf16 or f16; E is 64, 128 or 256
 //   keys      [P, Hkv, R, E]      as q; R a power of two; Hkv divides Hq; group = Hq / Hkv
@@ -15,7 +16,8 @@
 //   positions [N, 32]             i32, optional: position on the timeline, or -1: always visible
 //   bias      [Hb, N, 32]         f32, optional; Hb divides Hq; head h reads bias[h * Hb / Hq]
 //   query_starts [M + 1]          i32, ascending from 0 to T; at most query_tile queries a block
-//   query_positions [T]           i32, optional: with positions, a place is visible when its position
+//   query_positions [T]           i32, optional: with positions, a place is visible when its
+//   position
 //                                 <= the query's, and > the query's - window if window > 0
 //   counts    [Hp, M]             i32; Hp divides Hkv
 //   blocks    [Hp, M, C]          i32: block numbers, no block twice in a list; + kFullBlock where
@@ -25,7 +27,8 @@
 //   query_rope [T, R2]            f32, given when key_rope is
 //   out       [T, Hq, E]          as q; zeros where nothing is visible
 //   lse       [T, Hq]             f32; -inf where nothing is visible
-// All contiguous. A list with count > C gives NaN for its queries. Accumulates in f32; deterministic.
+// All contiguous. A list with count > C gives NaN for its queries. Accumulates in f32;
+// deterministic.
 #pragma once
 
 #include "base/status.h"
@@ -74,7 +77,7 @@ Status focused_attention(const FocusedAttention& in, const TensorView& out, cons
 //   grad_bias [Hb, N, 32] f32 and grad_lse [T, Hq] f32 are optional.
 // A row at several places gets the sum, always in the same order.
 struct FocusedAttentionGrads {
-  TensorView out, lse, grad_out, grad_lse;           // read
+  TensorView out, lse, grad_out, grad_lse;               // read
   TensorView grad_q, grad_keys, grad_values, grad_bias;  // written completely
 };
 int64_t focused_attention_backward_workspace_bytes(const FocusedAttention& in);

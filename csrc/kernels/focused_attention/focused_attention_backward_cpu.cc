@@ -1,5 +1,6 @@
-// Backward on CPU, in f32. One task is one KV head: it walks the plan in order and adds to gradients
-// that belong to it alone, so the sums are the same in every run, with any number of threads.
+// Backward on CPU, in f32. One task is one KV head: it walks the plan in order and adds to
+// gradients that belong to it alone, so the sums are the same in every run, with any number of
+// threads.
 #include <algorithm>
 #include <cmath>
 #include <cstring>

@@ -42,8 +42,8 @@ class QueryBlock {
     first_ = starts[0];
     queries_ = starts[1] - first_;
     kv_head_ = kv_head;
-    const int64_t list = kv_head * in_.plan_heads() / in_.kv_heads() * in_.query_block_count() +
-                         query_block;
+    const int64_t list =
+        kv_head * in_.plan_heads() / in_.kv_heads() * in_.query_block_count() + query_block;
     const int64_t count = in_.counts.as<int32_t>()[list];
     load_queries();
     if (count <= in_.list_capacity()) {

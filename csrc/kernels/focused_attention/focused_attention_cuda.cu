@@ -162,8 +162,7 @@ int64_t rotated_bytes(const FocusedAttention& in) {
   if (!in.key_rope.defined()) return 0;
   const int64_t bytes = dtype_bytes(in.q.dtype);
   const int64_t places = in.block_count() * kBlockPlaces;
-  return align256(in.q.numel() * bytes) +
-         align256(places * in.kv_heads() * in.width() * bytes);
+  return align256(in.q.numel() * bytes) + align256(places * in.kv_heads() * in.width() * bytes);
 }
 
 Status rotate_into(const FocusedAttention& in, void* workspace, AttendArgs& args,
@@ -215,9 +214,9 @@ Status attend_cuda(const FocusedAttention& in, const TensorView& out, const Tens
   args.part_out = reinterpret_cast<float*>(parts);
   args.part_lse = reinterpret_cast<float*>(parts + align256(args.splits * rows * in.width() * 4));
   MC_RETURN_IF_ERROR(attend_mma(in, args, exec));
-  const MergeArgs merge{args.part_out, args.part_lse, args.sink,
-                        args.out,      args.lse,      rows,
-                        args.splits,   static_cast<int>(in.width()), args.query_heads};
+  const MergeArgs merge{args.part_out,   args.part_lse, args.sink,   args.out,
+                        args.lse,        rows,          args.splits, static_cast<int>(in.width()),
+                        args.query_heads};
   const dim3 grid(static_cast<unsigned>((rows + kWarps - 1) / kWarps)), block(kThreads);
   if (in.q.dtype == DType::kBF16) {
     return MC_LAUNCH(merge_splits_kernel<bf16>, grid, block, 0, exec.stream, merge);

@@ -3,8 +3,8 @@
 //
 //   rows         [N, 32]      i32, and positions, query_starts, query_positions, window as in
 //                             focused_attention.h
-//   block_ranges [M, 2]       i32, optional: the blocks [first, last) of each query block's sequence
-//   block_mask   [Hp, M, N]   bool, optional: the selection; absent: all, with Hp = 1
+//   block_ranges [M, 2]       i32, optional: the blocks [first, last) of each query block's
+//   sequence block_mask   [Hp, M, N]   bool, optional: the selection; absent: all, with Hp = 1
 //   counts       [Hp, M]      i32, written completely; may exceed C, see focused_attention.h
 //   blocks       [Hp, M, C]   i32, ascending; written up to min(count, C), the rest is zero
 //

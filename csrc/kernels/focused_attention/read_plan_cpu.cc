@@ -1,5 +1,3 @@
-#include "kernels/focused_attention/read_plan.h"
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -7,6 +5,7 @@
 
 #include "kernels/focused_attention/cpu_tile.h"
 #include "kernels/focused_attention/focused_attention.h"
+#include "kernels/focused_attention/read_plan.h"
 
 namespace mc::focused {
 namespace {

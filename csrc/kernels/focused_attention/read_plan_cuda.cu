@@ -64,11 +64,10 @@ MC_DEVICE int reduce_min(int value) {
 MC_DEVICE int listing(const Extent& block, int64_t reach_first, int64_t reach_last,
                       int64_t window) {
   if (!block.any) return 0;
-  const bool near = block.first <= reach_last &&
-                    (window == 0 || block.last > reach_first - window);
+  const bool near = block.first <= reach_last && (window == 0 || block.last > reach_first - window);
   if (!block.sinks && !near) return 0;
-  const bool in_reach = block.last <= reach_first &&
-                        (window == 0 || block.first > reach_last - window);
+  const bool in_reach =
+      block.last <= reach_first && (window == 0 || block.first > reach_last - window);
   return block.filled && (block.last < 0 || in_reach) ? 2 : 1;
 }
 
@@ -97,8 +96,8 @@ __global__ void __launch_bounds__(kThreads) make_read_plan_kernel(PlanArgs args)
   for (int base = first; base < last; base += kWarp) {
     const int block = base + lane;
     int kind = 0;
-    if (block < last && (args.mask == nullptr ||
-                         args.mask[int64_t{list} * args.block_count + block] != 0)) {
+    if (block < last &&
+        (args.mask == nullptr || args.mask[int64_t{list} * args.block_count + block] != 0)) {
       kind = listing(extent_of(args, block), reach_first, reach_last, args.window);
     }
     const uint32_t listed = __ballot_sync(kFullMask, kind != 0);
@@ -169,9 +168,12 @@ Status make_read_plan_cuda(const ReadPlanRequest& in, const TensorView& counts,
 
 Status merge_attention_cuda(const TensorView& outs, const TensorView& lses, const TensorView& out,
                             const TensorView& lse, const Exec& exec) {
-  const MergeArgs args{outs.data,   lses.as<float>(),
-                       out.data,    lse.as<float>(),
-                       lse.numel(), static_cast<int>(outs.shape[0]),
+  const MergeArgs args{outs.data,
+                       lses.as<float>(),
+                       out.data,
+                       lse.as<float>(),
+                       lse.numel(),
+                       static_cast<int>(outs.shape[0]),
                        static_cast<int>(outs.shape[3])};
   const dim3 grid(static_cast<unsigned>((args.rows + kWarps - 1) / kWarps)), block(kThreads);
   switch (outs.dtype) {
