@@ -4,6 +4,7 @@
 #include "kernels/focused_attention/focused_attention.h"
 #include "kernels/focused_attention/read_plan.h"
 #include "kernels/gist_pool/gist_pool.h"
+#include "kernels/score_topk/score_topk.h"
 
 namespace mc {
 namespace {
@@ -52,4 +53,12 @@ Status merge_attention_cuda(const TensorView&, const TensorView&, const TensorVi
 }
 
 }  // namespace focused
+
+Status topk_cuda(const TopkArgs&, const Exec&) {
+  return cuda_absent("topk");
+}
+Status score_topk_cuda(const ScoreTopkArgs&, const Exec&) {
+  return cuda_absent("score_topk");
+}
+
 }  // namespace mc

@@ -1,7 +1,6 @@
-#include "kernels/score_topk/score_topk.h"
-
 #include <tuple>
 
+#include "kernels/score_topk/score_topk.h"
 #include "torch_ops/op_support.h"
 
 namespace mc::torch_ops {
@@ -79,14 +78,12 @@ Selection score_call(const ScoreCall& call, Status (*run)(const ScoreTopkArgs&, 
   args.scales = view(call.scales);
   args.mask = view(call.mask);
   if (call.candidates.has_value()) args.candidates = matrix_view(*call.candidates);
-  const int64_t count =
-      call.candidates.has_value() ? args.candidates.shape[1] : args.rows.shape[0];
+  const int64_t count = call.candidates.has_value() ? args.candidates.shape[1] : args.rows.shape[0];
   Selection out = empty_selection(call.queries, call.k, count);
   args.values = selection_view(std::get<0>(out), call.k);
   args.indices = selection_view(std::get<1>(out), call.k);
-  const Tensor workspace =
-      workspace_for(args.rows, call.rows,
-                    score_topk_workspace_bytes(args.queries.shape[0], count, call.k));
+  const Tensor workspace = workspace_for(
+      args.rows, call.rows, score_topk_workspace_bytes(args.queries.shape[0], count, call.k));
   args.workspace = view(workspace);
   raise_if_error(run(args, exec_for(call.rows)));
   return out;

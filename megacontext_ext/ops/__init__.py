@@ -16,6 +16,7 @@ from megacontext_ext.ops.focused_attention import (
     merge_attention,
 )
 from megacontext_ext.ops.gist_pool import gist_pool, gist_pool_tree, gist_pool_tree_counts
+from megacontext_ext.ops.score_topk import score_beam, score_topk, score_topk_at, topk
 
 _load.load()
 
@@ -30,7 +31,11 @@ __all__ = [
     "gist_pool_tree_counts",
     "make_read_plan",
     "merge_attention",
+    "score_beam",
+    "score_topk",
+    "score_topk_at",
     "set_cpu_level",
+    "topk",
 ]
 
 

@@ -146,7 +146,7 @@ def score_beam(
 
 
 def _children(parents: Tensor, fan_out: int) -> Tensor:
-    """[Q, w * fan_out] children in ascending order, so that ties go to the lower node; -1 has none."""
+    """[Q, w * fan_out] children, ascending so that ties go to the lower node; of -1, -1."""
     parents = torch.sort(parents, dim=-1).values.unsqueeze(-1)
     children = parents * fan_out + torch.arange(fan_out, device=parents.device)
     return torch.where(parents >= 0, children, -1).flatten(-2)
@@ -207,9 +207,7 @@ def _score_topk_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, T
     ctx.save_for_backward(queries, rows, output[1], scales)
 
 
-def _score_topk_at_setup(
-    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]
-) -> None:
+def _score_topk_at_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     queries, rows, _, _, scales = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(queries, rows, output[1], scales)

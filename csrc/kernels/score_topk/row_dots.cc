@@ -15,11 +15,20 @@ namespace {
 
 using Dots = float[kQueriesTogether][kRowsTogether];
 
-float element(const float* row, int64_t d) { return row[d]; }
+float element(const float* row, int64_t d) {
+  return row[d];
+}
 float element(const uint16_t* row, int64_t d) {
   return std::bit_cast<float>(static_cast<uint32_t>(row[d]) << 16);
 }
-float element(const int8_t* row, int64_t d) { return static_cast<float>(row[d]); }
+float element(const int8_t* row, int64_t d) {
+  return static_cast<float>(row[d]);
+}
+
+float query_element(const TensorView& queries, int64_t at) {
+  return queries.dtype == DType::kBF16 ? element(queries.as<uint16_t>(), at)
+                                       : queries.as<float>()[at];
+}
 
 // How many rows' elements one step of the kernels of `level` takes, and so the padding of queries.
 constexpr int64_t kStep = 32;
@@ -76,8 +85,8 @@ MC_TARGET_AVX2 inline Pair8 load16_avx2(const int8_t* row) {
 }
 
 template <class T, int kQueries>
-MC_TARGET_AVX2 void dots_avx2_q(const void* const* rows, const float* queries,
-                                int64_t query_stride, int64_t width, Dots dots) {
+MC_TARGET_AVX2 void dots_avx2_q(const void* const* rows, const float* queries, int64_t query_stride,
+                                int64_t width, Dots dots) {
   __m256 sums[kQueries][kRowsTogether];
   for (auto& per_query : sums) {
     for (auto& sum : per_query) sum = _mm256_setzero_ps();
@@ -140,7 +149,8 @@ MC_TARGET_AVX512 inline Pair16 load32_avx512(const int8_t* row, __mmask32 lanes)
 MC_TARGET_AVX512 inline __m128 sum_each(const __m512* v) {
   const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpackhi_ps(v[0], v[1]));
   const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(v[2], v[3]), _mm512_unpackhi_ps(v[2], v[3]));
-  const __m512 all = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+  const __m512 all =
+      _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
   const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
   return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 }
@@ -178,8 +188,8 @@ void dots_avx2(const void* const* rows, const float* queries, int64_t query_stri
 }
 
 template <class T>
-void dots_avx512(const void* const* rows, const float* queries, int64_t query_stride,
-                 int64_t width, int64_t query_count, Dots dots) {
+void dots_avx512(const void* const* rows, const float* queries, int64_t query_stride, int64_t width,
+                 int64_t query_count, Dots dots) {
   switch (query_count) {
     case 1: return dots_avx512_q<T, 1>(rows, queries, query_stride, width, dots);
     case 2: return dots_avx512_q<T, 2>(rows, queries, query_stride, width, dots);
@@ -208,14 +218,12 @@ PreparedQueries prepare_queries(const TensorView& queries, DType row_dtype) {
   out.elements.assign(out.count * out.stride, 0.0f);
   const CpuLevel level = cpu_level();
   for (int64_t q = 0; q < out.count; ++q) {
-    const float* from = queries.as<float>() + q * width;
     float* to = out.elements.data() + q * out.stride;
     for (int64_t slot = 0; slot < out.stride; ++slot) {
       const int64_t step = slot / kStep * kStep;
-      const int64_t d = row_dtype == DType::kBF16
-                            ? step + bf16_slot_element(slot - step, level)
-                            : slot;
-      if (d < width) to[slot] = from[d];
+      const int64_t d =
+          row_dtype == DType::kBF16 ? step + bf16_slot_element(slot - step, level) : slot;
+      if (d < width) to[slot] = query_element(queries, q * width + d);
     }
   }
   return out;

@@ -18,8 +18,7 @@ Status check_tensor(const char* op, const char* name, const TensorView& view, DT
     return bad(op, str_cat(name, " must have rank ", rank, ", got shape ", shape_string(view)));
   }
   if (view.dtype != dtype) {
-    return bad(op, str_cat(name, " must be ", dtype_name(dtype), ", got ",
-                           dtype_name(view.dtype)));
+    return bad(op, str_cat(name, " must be ", dtype_name(dtype), ", got ", dtype_name(view.dtype)));
   }
   if (!view.is_contiguous()) return bad(op, str_cat(name, " must be contiguous"));
   return Status::ok();
@@ -87,16 +86,15 @@ Status check_rows(const char* op, const ScoreTopkArgs& args) {
   if (!args.scales.defined()) return Status::ok();
   MC_RETURN_IF_ERROR(check_tensor(op, "scales", args.scales, DType::kF32, 1));
   if (args.scales.shape[0] == args.rows.shape[0]) return Status::ok();
-  return bad(op, str_cat("scales must be [", args.rows.shape[0], "], got ",
-                         shape_string(args.scales)));
+  return bad(op,
+             str_cat("scales must be [", args.rows.shape[0], "], got ", shape_string(args.scales)));
 }
 
 Status score_topk_checked(const char* op, const ScoreTopkArgs& args, const Exec& exec) {
   const Device device = args.rows.device;
   MC_RETURN_IF_ERROR(check_same_device(op, {&args.rows, &args.queries, &args.scales, &args.mask,
                                             &args.candidates, &args.values, &args.indices}));
-  const int64_t count =
-      args.candidates.defined() ? args.candidates.shape[1] : args.rows.shape[0];
+  const int64_t count = args.candidates.defined() ? args.candidates.shape[1] : args.rows.shape[0];
   MC_RETURN_IF_ERROR(check_workspace(
       op, args.workspace, device,
       score_topk_workspace_bytes(args.queries.shape[0], count, args.values.shape[1])));
@@ -147,8 +145,8 @@ Status score_topk_at(const ScoreTopkArgs& args, const Exec& exec) {
   const int64_t queries = args.queries.shape[0];
   MC_RETURN_IF_ERROR(check_tensor(kOp, "candidates", args.candidates, DType::kI64, 2));
   if (args.candidates.shape[0] != queries) {
-    return bad(kOp, str_cat("candidates must be [", queries, ", C], got ",
-                            shape_string(args.candidates)));
+    return bad(
+        kOp, str_cat("candidates must be [", queries, ", C], got ", shape_string(args.candidates)));
   }
   MC_RETURN_IF_ERROR(
       check_selection(kOp, args.values, args.indices, queries, args.candidates.shape[1]));

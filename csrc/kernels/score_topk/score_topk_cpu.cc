@@ -218,8 +218,7 @@ void score_topk_at_cpu(const ScoreTopkArgs& args, const PreparedQueries& queries
       stream.finish(0, best);
       const int64_t* candidates = args.candidates.as<int64_t>() + q * count;
       for (Selected& one : best) one.position = candidates[one.position];
-      write_row(best, true, k, args.values.as<float>() + q * k,
-                args.indices.as<int64_t>() + q * k);
+      write_row(best, true, k, args.values.as<float>() + q * k, args.indices.as<int64_t>() + q * k);
     }
   });
 }

@@ -53,9 +53,15 @@ MC_DEVICE void widen(uint4 bits, float (&out)[16], const int8_t*) {
     out[i] = static_cast<float>(static_cast<int8_t>(words[i / 4] >> (8 * (i % 4))));
   }
 }
-MC_DEVICE float widen_one(float value) { return value; }
-MC_DEVICE float widen_one(bf16 value) { return to_float(value); }
-MC_DEVICE float widen_one(int8_t value) { return static_cast<float>(value); }
+MC_DEVICE float widen_one(float value) {
+  return value;
+}
+MC_DEVICE float widen_one(bf16 value) {
+  return to_float(value);
+}
+MC_DEVICE float widen_one(int8_t value) {
+  return static_cast<float>(value);
+}
 
 // Where element `d` of a query stands in shared memory: quads of a piece apart, so that the 16-byte
 // reads of neighbouring lanes fall into different banks.
@@ -79,7 +85,8 @@ __global__ void __launch_bounds__(kThreads) score_kernel(ScoreArgs args, int lan
     const int64_t from = (first_query + q) * args.width + d;
     const bool exists = first_query + q < args.query_count;
     float value = 0.f;
-    if (exists && args.queries_are_bf16) value = to_float(static_cast<const bf16*>(args.queries)[from]);
+    if (exists && args.queries_are_bf16)
+      value = to_float(static_cast<const bf16*>(args.queries)[from]);
     if (exists && !args.queries_are_bf16) value = static_cast<const float*>(args.queries)[from];
     queries[q * args.width + query_slot<kCount>(d, pieces)] = value;
   }
@@ -115,7 +122,8 @@ __global__ void __launch_bounds__(kThreads) score_kernel(ScoreArgs args, int lan
           if (numbers[r] >= 0) bits[r] = load_streaming(rows[r] + piece * kCount);
         }
 #pragma unroll
-        for (int r = 0; r < kRowsInFlight; ++r) widen(bits[r], parts[r], static_cast<const T*>(nullptr));
+        for (int r = 0; r < kRowsInFlight; ++r)
+          widen(bits[r], parts[r], static_cast<const T*>(nullptr));
       } else {
 #pragma unroll
         for (int r = 0; r < kRowsInFlight; ++r) {
@@ -142,7 +150,8 @@ __global__ void __launch_bounds__(kThreads) score_kernel(ScoreArgs args, int lan
         }
         const int64_t to = (first_query + q) * args.count + n0 + r;
         if (in_group != 0 || n0 + r >= args.count || first_query + q >= args.query_count) continue;
-        const float scale = args.scales != nullptr && numbers[r] >= 0 ? args.scales[numbers[r]] : 1.f;
+        const float scale =
+            args.scales != nullptr && numbers[r] >= 0 ? args.scales[numbers[r]] : 1.f;
         args.scores[to] = sums[r][q] * scale;
         if (args.valid != nullptr) args.valid[to] = numbers[r] >= 0 ? 1 : 0;
       }
@@ -157,8 +166,8 @@ Status launch_scores(const ScoreArgs& args, const Exec& exec) {
   while (kVector && lanes > 1 && (lanes / 2) * kCount >= args.width) lanes /= 2;
   // Candidates differ from query to query, so nothing is shared there.
   int64_t together = args.candidates != nullptr ? 1 : kQueriesAtOnce;
-  while (together > 1 && (together / 2 >= args.query_count ||
-                          together * args.width * 4 > kQuerySmemBytes)) {
+  while (together > 1 &&
+         (together / 2 >= args.query_count || together * args.width * 4 > kQuerySmemBytes)) {
     together /= 2;
   }
   const int64_t rows_a_block = kThreads / lanes * kRowsInFlight;
@@ -181,8 +190,8 @@ Status launch_scores(const ScoreArgs& args, const Exec& exec) {
 
 template <class T>
 Status launch_scores_of(const ScoreArgs& args, const Exec& exec) {
-  const bool aligned = args.width * sizeof(T) % 16 == 0 &&
-                       reinterpret_cast<uintptr_t>(args.rows) % 16 == 0;
+  const bool aligned =
+      args.width * sizeof(T) % 16 == 0 && reinterpret_cast<uintptr_t>(args.rows) % 16 == 0;
   return aligned ? launch_scores<T, true>(args, exec) : launch_scores<T, false>(args, exec);
 }
 
@@ -198,8 +207,8 @@ Status launch_sort(const ListArgs& args, const WriteArgs& out, int64_t lists, co
   const dim3 pairs(static_cast<unsigned>(args.sorted / 2 / kThreads), rows);
   for (int64_t size = 2 * tile; size <= args.sorted; size *= 2) {
     for (int64_t stride = size / 2; stride >= tile; stride /= 2) {
-      MC_RETURN_IF_ERROR(MC_LAUNCH(merge_step_kernel, pairs, dim3(kThreads), 0, exec.stream, args,
-                                   size, stride));
+      MC_RETURN_IF_ERROR(
+          MC_LAUNCH(merge_step_kernel, pairs, dim3(kThreads), 0, exec.stream, args, size, stride));
     }
     MC_RETURN_IF_ERROR(
         MC_LAUNCH(sort_tile_kernel, tiles, threads, smem, exec.stream, args, out, tile, size));

@@ -2,9 +2,9 @@
 //
 //   digit_kernel x3  a histogram of 11, 11, 10 bits of the keys that share the bits found so far;
 //                    the last thread block of a list to finish picks the next digit
-//   tie_kernel       only where some but not all keys equal to the k-th belong: counts them by block
-//   gather_kernel    collects what is above the k-th key, and the first ties in order of position
-//   sort kernels     order by (greater key, lower position) and write values and indices
+//   tie_kernel       only where some but not all keys equal to the k-th belong: counts them by
+//   block gather_kernel    collects what is above the k-th key, and the first ties in order of
+//   position sort kernels     order by (greater key, lower position) and write values and indices
 //
 // Every count is an integer and the sort's order is total, so the result does not depend on the
 // order in which threads arrive. No step is read by the host. Included by score_topk_cuda.cu only.
@@ -30,9 +30,9 @@ struct ListState {
   uint32_t digits[kPasses][kDigits];
   uint32_t ties[kMaxBlocks];  // keys equal to the k-th, by block
   uint32_t arrived[kPasses];
-  uint32_t prefix;   // the bits of the k-th greatest key found so far
-  uint32_t missing;  // how many keys with this prefix belong to the k greatest
-  uint32_t equal;    // how many keys have this prefix
+  uint32_t prefix;     // the bits of the k-th greatest key found so far
+  uint32_t missing;    // how many keys with this prefix belong to the k greatest
+  uint32_t equal;      // how many keys have this prefix
   uint32_t takes_all;  // fewer than k are allowed: all of them are taken
   uint32_t gathered;
 };
@@ -60,8 +60,12 @@ MC_DEVICE float score_of(uint32_t key) {
 }
 
 // Bit where the digit of a pass begins: 21, 10, 0.
-MC_DEVICE int digit_shift(int pass) { return pass == 0 ? 21 : pass == 1 ? 10 : 0; }
-MC_DEVICE int digit_count(int pass) { return pass == 2 ? 1 << 10 : kDigits; }
+MC_DEVICE int digit_shift(int pass) {
+  return pass == 0 ? 21 : pass == 1 ? 10 : 0;
+}
+MC_DEVICE int digit_count(int pass) {
+  return pass == 2 ? 1 << 10 : kDigits;
+}
 
 // Calls body(position, score) for the block's part of its list, positions growing for each thread.
 template <class Body>
@@ -241,8 +245,8 @@ __global__ void __launch_bounds__(kThreads) gather_kernel(ListArgs args) {
 }
 
 struct WriteArgs {
-  float* values;     // [B, k]
-  int64_t* indices;  // [B, k]
+  float* values;              // [B, k]
+  int64_t* indices;           // [B, k]
   const int64_t* candidates;  // null, or [B, count]: what a position stands for
 };
 
@@ -256,9 +260,8 @@ MC_DEVICE void write_place(const ListArgs& args, const WriteArgs& out, int64_t p
   }
   const auto position = static_cast<int64_t>(entry & 0xffffffffu);
   out.values[at] = score_of(~static_cast<uint32_t>(entry >> 32));
-  out.indices[at] = out.candidates == nullptr
-                        ? position
-                        : out.candidates[blockIdx.y * args.count + position];
+  out.indices[at] =
+      out.candidates == nullptr ? position : out.candidates[blockIdx.y * args.count + position];
 }
 
 // Bitonic steps of stride < `tile` inside shared memory. `offset` is the tile's place in its list.

@@ -124,8 +124,8 @@ MC_TARGET_AVX512 inline void append16(const Scan& scan, int64_t at, __m512 score
     hits &= _mm_test_epi8_mask(allowed, allowed);
   }
   // max returns its second operand for NaN; adding +0 turns -0 into +0.
-  const __m512 real = _mm512_add_ps(_mm512_max_ps(scores, _mm512_set1_ps(kMinusInf)),
-                                    _mm512_setzero_ps());
+  const __m512 real =
+      _mm512_add_ps(_mm512_max_ps(scores, _mm512_set1_ps(kMinusInf)), _mm512_setzero_ps());
   const __m512i bits = _mm512_castps_si512(real);
   const __m512i sign = _mm512_srai_epi32(bits, 31);
   const __m512i key = _mm512_xor_si512(
@@ -218,8 +218,7 @@ Cut kth_greatest(const uint32_t* keys, int64_t count, int64_t k, std::vector<uin
 }
 
 // Stable, greatest key first: positions stay in order within equal keys.
-void sort_descending(std::vector<uint32_t>& keys, std::vector<uint32_t>& positions,
-                     int64_t count) {
+void sort_descending(std::vector<uint32_t>& keys, std::vector<uint32_t>& positions, int64_t count) {
   const auto [least, most] = std::minmax_element(keys.begin(), keys.begin() + count);
   const uint32_t top = *most;
   const int width = std::bit_width(top - *least);
@@ -247,7 +246,9 @@ void sort_descending(std::vector<uint32_t>& keys, std::vector<uint32_t>& positio
 
 }  // namespace
 
-uint32_t score_key(float score) { return key_of(score); }
+uint32_t score_key(float score) {
+  return key_of(score);
+}
 
 float score_of_key(uint32_t key) {
   return std::bit_cast<float>((key >> 31) != 0 ? key & 0x7fffffffu : ~key);
@@ -350,8 +351,8 @@ float sampled_floor(const float* scores, int64_t count, const uint8_t* mask, int
       if (mask == nullptr || mask[i] != 0) sample.push_back(key_of(scores[i]));
     }
   }
-  const double expected = static_cast<double>(k) * static_cast<double>(runs * kRun) /
-                          static_cast<double>(count);
+  const double expected =
+      static_cast<double>(k) * static_cast<double>(runs * kRun) / static_cast<double>(count);
   const auto rank = static_cast<int64_t>(expected + 4.0 * std::sqrt(expected) + 2.0) * rank_factor;
   if (rank >= static_cast<int64_t>(sample.size())) return kMinusInf;
   std::vector<uint32_t> scratch;

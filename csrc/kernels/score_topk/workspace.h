@@ -13,10 +13,12 @@
 namespace mc {
 
 inline constexpr int64_t kListStateBytes = 27 << 10;
-inline constexpr int64_t kListsAtOnce = 1024;                    // selected by one set of launches
-inline constexpr int64_t kScoresAtOnce = int64_t{1} << 24;       // 64 MiB, where 8 queries allow it
+inline constexpr int64_t kListsAtOnce = 1024;               // selected by one set of launches
+inline constexpr int64_t kScoresAtOnce = int64_t{1} << 24;  // 64 MiB, where 8 queries allow it
 
-inline int64_t padded(int64_t bytes) { return (bytes + 255) / 256 * 256; }
+inline int64_t padded(int64_t bytes) {
+  return (bytes + 255) / 256 * 256;
+}
 
 // The power of two that the bitonic sort of k keys works on.
 inline int64_t sorted_count(int64_t k) {
@@ -29,8 +31,8 @@ inline int64_t selection_bytes(int64_t lists, int64_t k) {
 
 // Queries whose scores exist at one time: 8, more where the lists are short.
 inline int64_t queries_at_once(int64_t queries, int64_t count) {
-  const int64_t fit = std::clamp<int64_t>(kScoresAtOnce / std::max<int64_t>(count, 1), 8,
-                                          kListsAtOnce);
+  const int64_t fit =
+      std::clamp<int64_t>(kScoresAtOnce / std::max<int64_t>(count, 1), 8, kListsAtOnce);
   return std::min(queries, fit);
 }
 
