@@ -166,7 +166,8 @@ def gist_rows(adapter: GistAdapter) -> Callable[[Window, int], Tensor]:
         nodes = layout.span // 32**layout.lod
         own = SpanLayout(layout.prefix, layout.span, layout.suffix, entries // nodes, layout.lod)
         tokens = window.cache.narrow(0, window.known)
-        rows = compute_rows(window.base, adapter, own.row_plan(), tokens).placed(window.base)
+        ids = window.ids[:, : window.known]
+        rows = compute_rows(window.base, adapter, own.row_plan(), ids, tokens).placed(window.base)
         return window.suffix_after(assemble(tokens, rows, own.pieces()))
 
     return read

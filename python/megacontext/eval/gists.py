@@ -56,7 +56,6 @@ def suite_methods(suite: Suite, adapter: GistAdapter | None, base: FrozenBase) -
     found = {name: methods.BASELINES[name] for name in suite.baselines}
     if adapter is not None:
         untrained = GistAdapter(base.shape, adapter.ranks)
-        untrained.start_from(base)
         found["gist rows, untrained"] = methods.gist_rows(untrained.to(base.device))
         found["gist rows"] = methods.gist_rows(adapter)
     return found

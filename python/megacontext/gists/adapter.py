@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from megacontext.gists.base import PROJECTIONS, BaseShape, FrozenBase
+from megacontext.gists.base import PROJECTIONS, BaseShape
 from megacontext.gists.layout import LEARNED_ROWS, ROW_SETS
 
 
@@ -32,9 +32,11 @@ class AdapterRanks:
 class GistAdapter(nn.Module):
     """Parameters of the KV gists of one base, fp32.
 
-    row_inputs: [R, layers, width]; entry 0 is a learned row's input, entry n is added to its
-    residual stream before layer n. into_NAME: [layers, rank, inputs], out_NAME: [layers, outputs,
-    rank] with out_* zero at the start: rows then begin as "the base reading one extra token".
+    A row's input is `row_inputs[:, 0] + last_gate * embedding of its share's last token +
+    mean_gate * mean embedding of its share`, gates [R, width]; `row_inputs[:, n]` [R, layers,
+    width] is added to the residual stream before layer n. into_NAME: [layers, rank, inputs],
+    out_NAME: [layers, outputs, rank]. At the start out_*, row_inputs and mean_gate are 0 and
+    last_gate is 1: a row begins as "the base reads the share's last token once more".
     """
 
     def __init__(self, shape: BaseShape, ranks: AdapterRanks, seed: int = 0) -> None:
@@ -42,6 +44,8 @@ class GistAdapter(nn.Module):
         self.shape, self.ranks = shape, ranks
         generator = torch.Generator().manual_seed(seed)
         self.row_inputs = nn.Parameter(torch.zeros(LEARNED_ROWS, shape.layers, shape.width))
+        self.last_gate = nn.Parameter(torch.ones(LEARNED_ROWS, shape.width))
+        self.mean_gate = nn.Parameter(torch.zeros(LEARNED_ROWS, shape.width))
         for name in PROJECTIONS:
             rank = getattr(ranks, name)
             inputs, outputs = shape.projection(name)
@@ -50,18 +54,9 @@ class GistAdapter(nn.Module):
             out = nn.Parameter(torch.zeros(shape.layers, outputs, rank))
             self.register_parameter(f"out_{name}", out)
 
-    @torch.no_grad()
-    def start_from(self, base: FrozenBase, seed: int = 0) -> None:
-        """Row inputs start at the mean token embedding plus noise of a third of its spread."""
-        table = base.embed.detach().float().cpu()
-        generator = torch.Generator().manual_seed(seed + 1)
-        noise = torch.randn(LEARNED_ROWS, table.shape[1], generator=generator)
-        start = table.mean(0) + noise * table.std(0) / 3
-        self.row_inputs[:, 0].copy_(start)
-
     def cast(self, dtype: torch.dtype) -> dict[str, tuple[Tensor, ...]]:
         """Per projection "into_*"/"out_*": one tensor a layer in the working dtype."""
-        named = {n: p for n, p in self.named_parameters() if n != "row_inputs"}
+        named = {n: p for n, p in self.named_parameters() if n.startswith(("into_", "out_"))}
         return {name: parameter.to(dtype).unbind(0) for name, parameter in named.items()}
 
     def save(self, path: Path, dtype: torch.dtype = torch.bfloat16) -> None:

@@ -1,8 +1,8 @@
 """Which gist rows exist, where they sit, and what they may see. Pure arithmetic, no weights.
 
 A block is K = 32 tokens. A node of LOD 1 covers a block, one of LOD 2 covers 32 blocks. A node
-is shown as a *row set* of `rows` rows: learned inputs appended behind the node's tokens. A row
-asks at the position after its node and is kept as a key at the centre of its share of the node.
+is shown as a *row set* of `rows` rows, one for each equal share of the node's tokens. A row is
+read behind its share: it asks at the position after it and is kept as a key at its centre.
 """
 
 from __future__ import annotations
@@ -41,12 +41,15 @@ class RowPlan:
     """Rows to compute over T known tokens: G rows of some nodes.
 
     learned: [G] which learned row each is; asks, stays: [G] positions of its query and key;
-    visible: [G, T + G] what it may attend to, tokens first.
+    last: [G] offset of its share's last token among the T; share: [G, T] weights of the mean over
+    its share; visible: [G, T + G] what it may attend to, tokens first.
     """
 
     learned: Tensor
     asks: Tensor
     stays: Tensor
+    last: Tensor
+    share: Tensor
     visible: Tensor
 
     def to(self, device: torch.device) -> RowPlan:
@@ -64,9 +67,10 @@ def plan_rows(
 ) -> RowPlan:
     """Rows of `nodes` over the tokens at positions [first, first + tokens).
 
-    A LOD-1 row sees the tokens before its node's end and the earlier rows of its own node; a
-    LOD-2 row sees the tokens before its node, the single rows of the blocks under it (which must
-    come earlier in `nodes` and then have one row each) and the earlier rows of its own node.
+    A LOD-1 row sees the tokens before its share's end and the earlier rows of its own node; a
+    LOD-2 row sees the tokens before its node, the single rows of the blocks of its node up to its
+    share's end (which must come earlier in `nodes` and then have one row each) and the earlier
+    rows of its own node.
 
     Args:
         nodes: in the order of their rows; LOD-1 nodes first.
@@ -78,28 +82,31 @@ def plan_rows(
     top = max(node.lod for node in nodes)
     counts = [rows if node.lod == top else 1 for node in nodes]
     total = sum(counts)
-    learned, asks, stays = [], [], []
+    learned, asks, stays, last = [], [], [], []
+    share = torch.zeros(total, tokens)
     visible = torch.zeros(total, tokens + total, dtype=torch.bool)
+    lower = [(n, at) for at, n in enumerate(nodes) if n.lod < top]
     at = 0
-    starts: list[int] = []
     for node, count in zip(nodes, counts, strict=True):
-        starts.append(at)
-        learned.extend(set_start(node.lod, count) + i for i in range(count))
-        asks.extend([node.end] * count)
+        low = 0 if lookback is None else max(0, node.start - first - lookback)
         stays.extend(row_positions(node, count))
-        begin, end = node.start - first, node.end - first
-        low = 0 if lookback is None else max(0, begin - lookback)
-        visible[at : at + count, : min(SINK_TOKENS, end if node.lod == 1 else begin)] = True
-        visible[at : at + count, low : end if node.lod == 1 else begin] = True
-        for other, start in zip(nodes, starts, strict=False):
-            inside = node.start <= other.start and other.end <= node.end
-            if inside and other.lod < node.lod:
-                visible[at : at + count, tokens + start] = True
-        own = torch.ones(count, count, dtype=torch.bool).tril()
-        visible[at : at + count, tokens + at : tokens + at + count] = own
-        at += count
-    as_tensor = [torch.tensor(x, dtype=torch.long) for x in (learned, asks, stays)]
-    return RowPlan(*as_tensor, visible)
+        for row in range(count):
+            begin, end = (node.start + (row + i) * (node.end - node.start) // count for i in (0, 1))
+            learned.append(set_start(node.lod, count) + row)
+            asks.append(end)
+            last.append(end - first - 1)
+            share[at, begin - first : end - first] = 1.0 / (end - begin)
+            seen = (end if node.lod == 1 else node.start) - first
+            visible[at, : min(SINK_TOKENS, seen)] = True
+            visible[at, low:seen] = True
+            if node.lod == 2:
+                for other, place in lower:
+                    inside = node.start <= other.start and other.end <= end
+                    visible[at, tokens + place] = inside
+            visible[at, tokens + at - row : tokens + at + 1] = True
+            at += 1
+    as_tensor = [torch.tensor(x, dtype=torch.long) for x in (learned, asks, stays, last)]
+    return RowPlan(*as_tensor, share, visible)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class GistRows(NamedTuple):
 
 
 def compute_rows(
-    base: FrozenBase, adapter: GistAdapter, plan: RowPlan, known: KeyValues
+    base: FrozenBase, adapter: GistAdapter, plan: RowPlan, ids: Tensor, known: KeyValues
 ) -> GistRows:
     """Rows of a plan over known tokens.
 
@@ -35,6 +35,7 @@ def compute_rows(
         base: the frozen base.
         adapter: trained for that base; gradients flow to it if enabled.
         plan: G rows over T tokens.
+        ids: [B, T] the tokens.
         known: the tokens' rotated keys and values, [B, kv_heads, T, head] a layer.
 
     Returns:
@@ -44,10 +45,10 @@ def compute_rows(
     """
     plan = plan.to(base.device)
     weights = adapter.cast(base.dtype)
-    batch, heads = known.keys[0].shape[0], base.shape.heads
+    heads = base.shape.heads
     ask, stay = base.rotary(plan.asks), base.rotary(plan.stays)
-    inputs = adapter.row_inputs[plan.learned].to(base.dtype).unbind(1)  # layers of [G, width]
-    x = torch.zeros(batch, *inputs[0].shape, dtype=base.dtype, device=base.device)
+    added = adapter.row_inputs[plan.learned].to(base.dtype).unbind(1)  # layers of [G, width]
+    x = row_inputs(base, adapter, plan, ids)
     eps = base.shape.norm_eps
     rows = GistRows([], [], plan.stays)
     for number, frozen in enumerate(base.layers):
@@ -57,7 +58,7 @@ def compute_rows(
             change = F.linear(low, weights[f"out_{name}"][number])
             return F.linear(y, getattr(frozen, name)) + change
 
-        x = x + inputs[number]
+        x = x + added[number]
         y = F.rms_norm(x, (x.shape[-1],), frozen.attention_norm, eps)
         q, k, v = (base.heads_of(project(name, y)) for name in "qkv")
         rows.keys.append(k)
@@ -74,6 +75,15 @@ def compute_rows(
         y = F.rms_norm(x, (x.shape[-1],), frozen.mlp_norm, eps)
         x = x + project("down", F.silu(project("gate", y)) * project("up", y))
     return rows
+
+
+def row_inputs(base: FrozenBase, adapter: GistAdapter, plan: RowPlan, ids: Tensor) -> Tensor:
+    """[B, G, width]: what the rows read, from their shares' last and mean token embeddings."""
+    embedded = F.embedding(ids, base.embed)
+    mean = plan.share.to(base.dtype) @ embedded
+    last_gate = adapter.last_gate[plan.learned].to(base.dtype)
+    mean_gate = adapter.mean_gate[plan.learned].to(base.dtype)
+    return last_gate * embedded[:, plan.last] + mean_gate * mean
 
 
 def assemble(

@@ -69,7 +69,7 @@ def read_suffix(
     """
     known = layout.prefix + layout.span
     tokens = cache.narrow(0, known)
-    rows = compute_rows(base, adapter, layout.row_plan(), tokens).placed(base)
+    rows = compute_rows(base, adapter, layout.row_plan(), ids[:, :known], tokens).placed(base)
     past = assemble(tokens, rows, layout.pieces())
     suffix = ids[:, known : layout.tokens]
     return base.read(suffix, known, past, keep=False)[0]
@@ -97,7 +97,6 @@ class GistTrainer:
         self.config, self.base, self.windows, self.out = config, base, windows, out
         self.device = base.device
         self.adapter = GistAdapter(base.shape, config.ranks, config.seed)
-        self.adapter.start_from(base, config.seed)
         self.adapter.to(self.device)
         self.average = {n: p.detach().clone() for n, p in self.adapter.named_parameters()}
         self.optimizer = torch.optim.AdamW(

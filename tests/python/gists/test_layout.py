@@ -29,12 +29,15 @@ def test_row_positions_are_centres_of_shares(rows: int, expected: list[int]) -> 
 def test_lod1_rows_see_tokens_up_to_their_end_and_own_earlier_rows() -> None:
     plan = plan_rows([Node(32, 64), Node(64, 96)], 2, 128)
     assert plan.visible.shape == (4, 132)
-    for row, (end, own) in enumerate([(64, [0]), (64, [0, 1]), (96, [2]), (96, [2, 3])]):
+    for row, (end, own) in enumerate([(48, [0]), (64, [0, 1]), (80, [2]), (96, [2, 3])]):
         expected = torch.zeros(132, dtype=torch.bool)
         expected[:end] = True
         expected[[128 + i for i in own]] = True
         assert torch.equal(plan.visible[row], expected)
-    assert plan.asks.tolist() == [64, 64, 96, 96]
+    assert plan.asks.tolist() == [48, 64, 80, 96]
+    assert plan.last.tolist() == [47, 63, 79, 95]
+    assert plan.share[1].nonzero().flatten().tolist() == list(range(48, 64))
+    assert torch.allclose(plan.share.sum(1), torch.ones(4))
 
 
 def test_lookback_hides_older_tokens_but_not_the_sink() -> None:
@@ -56,7 +59,9 @@ def test_lod2_rows_see_their_blocks_rows_and_no_token_of_their_node() -> None:
     first = plan.visible[lower]
     assert first[:32].all()
     assert not first[32:tokens].any()
-    assert first[tokens : tokens + lower].all()
+    assert first[tokens : tokens + 16].all()
+    assert not first[tokens + 16 : tokens + lower].any()
+    assert plan.visible[lower + 1, tokens : tokens + lower].all()
     assert first[-2]
     assert not first[-1]
     assert plan.visible[lower + 1, -2:].all()

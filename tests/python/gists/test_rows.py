@@ -22,10 +22,9 @@ def base() -> FrozenBase:
 @pytest.fixture
 def adapter(base: FrozenBase) -> GistAdapter:
     adapter = GistAdapter(SHAPE, AdapterRanks(2, 2, 2, 2, 2, 2, 2))
-    adapter.start_from(base)
     with torch.no_grad():
         for name, parameter in adapter.named_parameters():
-            if name.startswith("out_"):
+            if name.startswith(("out_", "mean_")):
                 parameter.normal_(std=0.1)
     return adapter
 
@@ -40,12 +39,12 @@ def test_a_row_depends_on_its_block_and_the_past_only(
 ) -> None:
     ids = torch.randint(0, 101, (1, 128))
     plan = plan_rows([Node(32, 64)], 2, 128)
-    rows = compute_rows(base, adapter, plan, base.read(ids)[1])
+    rows = compute_rows(base, adapter, plan, ids, base.read(ids)[1])
 
     def changed_at(place: int) -> bool:
         other = ids.clone()
         other[0, place] = (other[0, place] + 1) % 101
-        again = compute_rows(base, adapter, plan, base.read(other)[1])
+        again = compute_rows(base, adapter, plan, other, base.read(other)[1])
         return not torch.equal(again.values[-1], rows.values[-1])
 
     assert changed_at(63)
@@ -59,10 +58,21 @@ def test_a_row_depends_on_its_block_and_the_past_only(
 def test_rows_of_one_block_do_not_depend_on_other_blocks_rows(
     base: FrozenBase, adapter: GistAdapter
 ) -> None:
-    cache = base.read(torch.randint(0, 101, (2, 128)))[1]
-    both = compute_rows(base, adapter, plan_rows([Node(32, 64), Node(64, 96)], 4, 128), cache)
-    alone = compute_rows(base, adapter, plan_rows([Node(64, 96)], 4, 128), cache)
+    ids = torch.randint(0, 101, (2, 128))
+    cache = base.read(ids)[1]
+    both = compute_rows(base, adapter, plan_rows([Node(32, 64), Node(64, 96)], 4, 128), ids, cache)
+    alone = compute_rows(base, adapter, plan_rows([Node(64, 96)], 4, 128), ids, cache)
     torch.testing.assert_close(both.keys[-1][:, :, 4:], alone.keys[-1])
+
+
+@torch.no_grad()
+def test_an_untrained_row_reads_its_shares_last_token_again(base: FrozenBase) -> None:
+    ids = torch.randint(0, 101, (1, 64))
+    cache = base.read(ids)[1]
+    plan = plan_rows([Node(32, 64)], 1, 64)
+    rows = compute_rows(base, GistAdapter(SHAPE, AdapterRanks()), plan, ids, cache)
+    again = base.read(ids[:, 63:], 64, cache)[1]
+    torch.testing.assert_close(rows.values[0], again.values[0])
 
 
 @torch.no_grad()
@@ -80,8 +90,9 @@ def test_all_raw_is_the_plain_model(base: FrozenBase, adapter: GistAdapter) -> N
 
 @torch.no_grad()
 def test_placed_rows_keep_values_and_rotate_keys(base: FrozenBase, adapter: GistAdapter) -> None:
-    cache = base.read(torch.randint(0, 101, (1, 64)))[1]
-    rows = compute_rows(base, adapter, plan_rows([Node(32, 64)], 1, 64), cache)
+    ids = torch.randint(0, 101, (1, 64))
+    cache = base.read(ids)[1]
+    rows = compute_rows(base, adapter, plan_rows([Node(32, 64)], 1, 64), ids, cache)
     placed = rows.placed(base)
     assert placed.values[0] is rows.values[0]
     norm = placed.keys[0].norm(dim=-1)
@@ -98,7 +109,7 @@ def test_gradient_reaches_every_parameter(base: FrozenBase, adapter: GistAdapter
     read_suffix(base, adapter, layout, ids, cache).square().sum().backward()
     last = SHAPE.layers - 1
     for name, parameter in adapter.named_parameters():
-        if name == "row_inputs":
+        if not name.startswith(("into_", "out_")):
             assert parameter.grad.abs().sum() > 0
             continue
         moved = parameter.grad.flatten(1).abs().sum(1) > 0
