@@ -1,0 +1,67 @@
+// Env: everything the store asks of the operating system, behind one seam, so that tests can
+// lose, tear and reorder unsynced writes (fault_env.h). What is assumed of a disk is written
+// down in io/README.md. All paths are plain strings; errors carry errno and the path.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/bytes.h"
+#include "base/result.h"
+
+namespace mc {
+
+// An existing file, opened for reading. Safe to use from many threads.
+class ReadableFile {
+ public:
+  virtual ~ReadableFile() = default;
+  virtual uint64_t byte_count() const = 0;  // at the time of opening
+  // Reads up to out.size() bytes; returns how many there were before the end of the file.
+  virtual Result<size_t> read_at(uint64_t offset, MutableBytes out) const = 0;
+  // The whole file as memory, valid as long as this object. Only for files that no longer change.
+  virtual Result<Bytes> map() = 0;
+};
+
+// A file opened for writing at explicit offsets. One thread at a time.
+class WritableFile {
+ public:
+  virtual ~WritableFile() = default;
+  virtual Status write_at(uint64_t offset, Bytes bytes) = 0;
+  virtual Status sync() = 0;  // fdatasync: content is durable on return; the name may not be
+};
+
+// Holds the exclusive lock of a store until destroyed.
+class FileLock {
+ public:
+  virtual ~FileLock() = default;
+};
+
+enum class WriteMode : uint8_t {
+  kTruncate,   // create, or empty what is there
+  kOverwrite,  // the file exists and keeps its bytes
+};
+
+class Env {
+ public:
+  virtual ~Env() = default;
+  virtual Result<std::unique_ptr<ReadableFile>> open_readable(const std::string& path) = 0;
+  virtual Result<std::unique_ptr<WritableFile>> open_writable(const std::string& path,
+                                                              WriteMode mode) = 0;
+  // kLocked when another process, or another lock of this process, holds it.
+  virtual Result<std::unique_ptr<FileLock>> lock(const std::string& path) = 0;
+
+  virtual Status create_directory(const std::string& path) = 0;  // fine if it exists
+  virtual Status sync_directory(const std::string& path) = 0;    // names are durable on return
+  virtual Result<std::vector<std::string>> list(const std::string& directory) = 0;  // sorted names
+  virtual Status rename(const std::string& from, const std::string& to) = 0;  // atomic, replaces
+  virtual Status remove(const std::string& path) = 0;
+
+  virtual uint64_t now_ms() = 0;      // since 1970-01-01 UTC
+  virtual uint64_t random_u64() = 0;  // for identities and salts, not for secrets
+};
+
+// The operating system of this machine. Never destroyed.
+Env* posix_env();
+
+}  // namespace mc

@@ -1,0 +1,219 @@
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <random>
+
+#include "base/str_cat.h"
+#include "io/env.h"
+
+namespace mc {
+namespace {
+
+Status errno_status(const char* call, const std::string& path) {
+  const int error = errno;
+  if (error == ENOENT) return Status::not_found(str_cat(path, ": ", std::strerror(error)));
+  return Status::io_error(str_cat(path, ": ", call, ": ", std::strerror(error)), error);
+}
+
+class Descriptor {
+ public:
+  explicit Descriptor(int fd) : fd_(fd) {}
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+  ~Descriptor() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  int get() const { return fd_; }
+
+ private:
+  int fd_;
+};
+
+int open_retrying(const std::string& path, int flags) {
+  int fd;
+  do {
+    fd = ::open(path.c_str(), flags | O_CLOEXEC, 0644);
+  } while (fd < 0 && errno == EINTR);
+  return fd;
+}
+
+class PosixReadableFile final : public ReadableFile {
+ public:
+  PosixReadableFile(int fd, std::string path, uint64_t byte_count)
+      : fd_(fd), path_(std::move(path)), byte_count_(byte_count) {}
+  ~PosixReadableFile() override {
+    if (mapping_ != nullptr) ::munmap(mapping_, byte_count_);
+  }
+
+  uint64_t byte_count() const override { return byte_count_; }
+
+  Result<size_t> read_at(uint64_t offset, MutableBytes out) const override {
+    size_t done = 0;
+    while (done < out.size()) {
+      const ssize_t got = ::pread(fd_.get(), out.data() + done, out.size() - done,
+                                  static_cast<off_t>(offset + done));
+      if (got < 0 && errno == EINTR) continue;
+      if (got < 0) return errno_status("pread", path_);
+      if (got == 0) break;
+      done += static_cast<size_t>(got);
+    }
+    return done;
+  }
+
+  Result<Bytes> map() override {
+    if (byte_count_ == 0) return Bytes{};
+    if (mapping_ == nullptr) {
+      void* address = ::mmap(nullptr, byte_count_, PROT_READ, MAP_SHARED, fd_.get(), 0);
+      if (address == MAP_FAILED) return errno_status("mmap", path_);
+      mapping_ = address;
+    }
+    return Bytes(static_cast<const std::byte*>(mapping_), byte_count_);
+  }
+
+ private:
+  Descriptor fd_;
+  std::string path_;
+  uint64_t byte_count_;
+  void* mapping_ = nullptr;
+};
+
+class PosixWritableFile final : public WritableFile {
+ public:
+  PosixWritableFile(int fd, std::string path) : fd_(fd), path_(std::move(path)) {}
+
+  Status write_at(uint64_t offset, Bytes bytes) override {
+    while (!bytes.empty()) {
+      const ssize_t put =
+          ::pwrite(fd_.get(), bytes.data(), bytes.size(), static_cast<off_t>(offset));
+      if (put < 0 && errno == EINTR) continue;
+      if (put < 0) return errno_status("pwrite", path_);
+      offset += static_cast<uint64_t>(put);
+      bytes = bytes.subspan(static_cast<size_t>(put));
+    }
+    return Status::ok();
+  }
+
+  Status sync() override {
+    // No retry: after a failed fdatasync the kernel may have dropped the dirty pages.
+    if (::fdatasync(fd_.get()) != 0) return errno_status("fdatasync", path_);
+    return Status::ok();
+  }
+
+ private:
+  Descriptor fd_;
+  std::string path_;
+};
+
+class PosixFileLock final : public FileLock {
+ public:
+  explicit PosixFileLock(int fd) : fd_(fd) {}
+
+ private:
+  Descriptor fd_;  // closing it releases the flock
+};
+
+class PosixEnv final : public Env {
+ public:
+  Result<std::unique_ptr<ReadableFile>> open_readable(const std::string& path) override {
+    const int fd = open_retrying(path, O_RDONLY);
+    if (fd < 0) return errno_status("open", path);
+    struct stat status {};
+    if (::fstat(fd, &status) != 0) {
+      Status failed = errno_status("fstat", path);
+      ::close(fd);
+      return failed;
+    }
+    return std::unique_ptr<ReadableFile>(
+        new PosixReadableFile(fd, path, static_cast<uint64_t>(status.st_size)));
+  }
+
+  Result<std::unique_ptr<WritableFile>> open_writable(const std::string& path,
+                                                      WriteMode mode) override {
+    const int flags = mode == WriteMode::kTruncate ? O_CREAT | O_TRUNC : 0;
+    const int fd = open_retrying(path, O_WRONLY | flags);
+    if (fd < 0) return errno_status("open", path);
+    return std::unique_ptr<WritableFile>(new PosixWritableFile(fd, path));
+  }
+
+  Result<std::unique_ptr<FileLock>> lock(const std::string& path) override {
+    const int fd = open_retrying(path, O_RDWR | O_CREAT);
+    if (fd < 0) return errno_status("open", path);
+    auto held = std::make_unique<PosixFileLock>(fd);
+    if (::flock(fd, LOCK_EX | LOCK_NB) != 0) {
+      if (errno == EWOULDBLOCK) {
+        return Status::locked(str_cat(path, ": the store is open for writing elsewhere"));
+      }
+      return errno_status("flock", path);
+    }
+    return std::unique_ptr<FileLock>(std::move(held));
+  }
+
+  Status create_directory(const std::string& path) override {
+    if (::mkdir(path.c_str(), 0755) == 0) return Status::ok();
+    const int error = errno;
+    struct stat status {};
+    if (error == EEXIST && ::stat(path.c_str(), &status) == 0 && S_ISDIR(status.st_mode)) {
+      return Status::ok();
+    }
+    errno = error;
+    return errno_status("mkdir", path);
+  }
+
+  Status sync_directory(const std::string& path) override {
+    Descriptor directory(open_retrying(path, O_RDONLY | O_DIRECTORY));
+    if (directory.get() < 0) return errno_status("open", path);
+    if (::fsync(directory.get()) != 0) return errno_status("fsync", path);
+    return Status::ok();
+  }
+
+  Result<std::vector<std::string>> list(const std::string& directory) override {
+    DIR* handle = ::opendir(directory.c_str());
+    if (handle == nullptr) return errno_status("opendir", directory);
+    std::vector<std::string> names;
+    while (const dirent* entry = ::readdir(handle)) {
+      std::string name = entry->d_name;
+      if (name != "." && name != "..") names.push_back(std::move(name));
+    }
+    ::closedir(handle);
+    std::sort(names.begin(), names.end());
+    return names;
+  }
+
+  Status rename(const std::string& from, const std::string& to) override {
+    if (::rename(from.c_str(), to.c_str()) != 0) return errno_status("rename", from);
+    return Status::ok();
+  }
+
+  Status remove(const std::string& path) override {
+    if (::unlink(path.c_str()) != 0) return errno_status("unlink", path);
+    return Status::ok();
+  }
+
+  uint64_t now_ms() override {
+    using namespace std::chrono;
+    return static_cast<uint64_t>(
+        duration_cast<milliseconds>(system_clock::now().time_since_epoch()).count());
+  }
+
+  uint64_t random_u64() override {
+    std::random_device device;
+    return uint64_t{device()} << 32 | device();
+  }
+};
+
+}  // namespace
+
+Env* posix_env() {
+  static PosixEnv* const env = new PosixEnv;
+  return env;
+}
+
+}  // namespace mc

@@ -1,0 +1,79 @@
+// Column: the rows of one family in one partition, wherever they lie: in mapped segments or in
+// memory, not yet sealed. Copying it is cheap, and a copy is a stable view: rows that are appended
+// later lie beyond its row_count, rows that are overwritten go to new memory.
+#pragma once
+
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "base/bytes.h"
+#include "base/status.h"
+#include "storage/segment.h"
+
+namespace mc {
+
+// Rows in memory. Written once, front to back, never moved.
+struct Extent {
+  explicit Extent(uint64_t byte_count) : bytes(new std::byte[byte_count]) {}
+  std::unique_ptr<std::byte[]> bytes;
+};
+
+// Consecutive rows that lie side by side. Exactly one of `segment` and `extent` is set.
+struct Run {
+  uint64_t first = 0;
+  uint64_t end = 0;
+  const std::byte* rows = nullptr;  // of row `first`
+  std::shared_ptr<const Segment> segment;
+  std::shared_ptr<const Extent> extent;
+};
+using RunList = std::vector<Run>;
+
+// Puts `run` over whatever the list has there. The list is sorted and never overlaps.
+void place(RunList& runs, Run run, uint32_t row_bytes);
+
+class Column {
+ public:
+  uint64_t row_count() const { return row_count_; }
+
+  // Amortised one copy of the rows.
+  void append(const std::byte* rows, uint64_t count, uint32_t row_bytes);
+  // first + count <= row_count().
+  void overwrite(uint64_t first, const std::byte* rows, uint64_t count, uint32_t row_bytes);
+  // Places rows of a segment; row_count grows to cover them.
+  void attach(std::shared_ptr<const Segment> segment, const RunEntry& run, const std::byte* rows);
+  // After attach() covered everything in memory, nothing may be appended to the old extent.
+  void drop_tail() { tail_ = nullptr; }
+
+  // Runs cut to row_count().
+  RunList runs() const;
+  RunList unsealed_runs() const;
+  // First row that no run covers, or row_count().
+  uint64_t first_gap() const;
+
+  // end <= row_count(). Corruption when a page does not match its checksum.
+  Status read(uint64_t start, uint64_t end, uint32_t row_bytes, std::byte* out) const;
+
+  // Walks to single rows; remembers the run of the last one. Must not outlive the column.
+  class Cursor {
+   public:
+    explicit Cursor(const Column& column) : column_(&column) {}
+    // index < row_count(). `row` is valid while the column is.
+    Status seek(uint64_t index, uint32_t row_bytes, const std::byte*& row);
+
+   private:
+    const Column* column_;
+    const Run* run_ = nullptr;
+  };
+
+ private:
+  RunList& own_runs();  // a list that no copy of this column shares
+  const Run* find(uint64_t index) const;
+
+  std::shared_ptr<RunList> runs_;
+  uint64_t row_count_ = 0;
+  std::shared_ptr<Extent> tail_;  // of the last run, when rows may be appended to it
+  uint64_t tail_first_ = 0, tail_end_ = 0;
+};
+
+}  // namespace mc

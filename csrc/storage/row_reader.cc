@@ -1,0 +1,208 @@
+#include "storage/row_reader.h"
+
+#include <unordered_map>
+
+#include "base/checks.h"
+#include "base/str_cat.h"
+
+namespace mc {
+namespace {
+
+constexpr size_t kPrefetchRows = 4;
+
+Status bad_range(std::string_view op, Span range, uint64_t limit) {
+  return Status::invalid_argument(str_cat("[", op, "] range must lie within [0, ", limit,
+                                          "), got [", range.start, ", ", range.end, ")"));
+}
+
+Status no_such_family(std::string_view op, std::string_view name) {
+  return Status::not_found(str_cat("[", op, "] no row family is named '", name, "'"));
+}
+
+// Copies rows one by one; the next ones are on their way to the cache meanwhile.
+Status gather(const std::unordered_map<uint32_t, Column>& columns, const GatherRequest& request,
+              uint32_t row_bytes, std::byte* out) {
+  const size_t count = request.indices.size();
+  std::unordered_map<uint32_t, Column::Cursor> cursors;
+  uint32_t last_partition = 0;
+  Column::Cursor* cursor = nullptr;
+  const std::byte* ahead[kPrefetchRows] = {};
+  for (size_t i = 0; i < count + kPrefetchRows; ++i) {
+    if (i >= kPrefetchRows) {
+      std::memcpy(out + (i - kPrefetchRows) * row_bytes, ahead[i % kPrefetchRows], row_bytes);
+    }
+    if (i >= count) continue;
+    if (cursor == nullptr || request.partitions[i] != last_partition) {
+      last_partition = request.partitions[i];
+      cursor = &cursors.try_emplace(last_partition, columns.at(last_partition)).first->second;
+    }
+    const std::byte* row = nullptr;
+    MC_RETURN_IF_ERROR(cursor->seek(request.indices[i], row_bytes, row));
+    __builtin_prefetch(row);
+    ahead[i % kPrefetchRows] = row;
+  }
+  return Status::ok();
+}
+
+}  // namespace
+
+const Column& Partition::column(uint32_t family_id) const {
+  static const Column kEmpty;
+  return family_id <= columns.size() ? columns[family_id - 1] : kEmpty;
+}
+
+uint32_t row_bytes_of(const DefineFamily& family) {
+  return element_bytes(family.type) * family.width;
+}
+
+Status no_such_partition(std::string_view op, uint32_t partition, size_t partition_count) {
+  return Status::not_found(str_cat("[", op, "] partition must be < ", partition_count, ", got ",
+                                   partition));
+}
+
+const DefineFamily* find_family(const StoreState& state, std::string_view name) {
+  for (size_t i = kBuiltinFamilies; i < state.families.size(); ++i) {
+    if (state.families[i]->name == name) return state.families[i].get();
+  }
+  return nullptr;
+}
+
+Result<Column> RowReader::column(uint32_t family_id, uint32_t partition) const {
+  const auto lock = lock_state();
+  const auto& partitions = state().partitions;
+  if (partition >= partitions.size()) {
+    return no_such_partition("read", partition, partitions.size());
+  }
+  return partitions[partition]->column(family_id);
+}
+
+std::vector<PartitionSummary> RowReader::partitions() const {
+  const auto lock = lock_state();
+  std::vector<PartitionSummary> summaries;
+  for (const auto& partition : state().partitions) {
+    const AddPartition& about = *partition->about;
+    summaries.push_back({about.id, about.source, about.metadata_json,
+                         partition->column(kTokensFamily).row_count(), about.created_ms});
+  }
+  return summaries;
+}
+
+Result<PartitionSummary> RowReader::partition(uint32_t id) const {
+  const auto lock = lock_state();
+  const auto& partitions = state().partitions;
+  if (id >= partitions.size()) return no_such_partition("partition", id, partitions.size());
+  const AddPartition& about = *partitions[id]->about;
+  return PartitionSummary{id, about.source, about.metadata_json,
+                          partitions[id]->column(kTokensFamily).row_count(), about.created_ms};
+}
+
+Result<uint64_t> RowReader::token_count(uint32_t partition) const {
+  MC_ASSIGN_OR_RETURN(const Column tokens, column(kTokensFamily, partition));
+  return tokens.row_count();
+}
+
+Status RowReader::read_tokens(uint32_t partition, Span positions, std::span<uint32_t> out) const {
+  MC_ASSIGN_OR_RETURN(const Column tokens, column(kTokensFamily, partition));
+  if (positions.start > positions.end || positions.end > tokens.row_count()) {
+    return bad_range("read_tokens", positions, tokens.row_count());
+  }
+  MC_ASSERT(out.size() == positions.token_count());
+  return tokens.read(positions.start, positions.end, sizeof(uint32_t),
+                     std::as_writable_bytes(out).data());
+}
+
+Status RowReader::block_char_starts(uint32_t partition, uint64_t start, uint64_t end,
+                                    std::span<uint64_t> out) const {
+  MC_ASSIGN_OR_RETURN(const Column starts, column(kCharStartsFamily, partition));
+  if (start > end || end > starts.row_count()) {
+    return bad_range("block_char_starts", {start, end}, starts.row_count());
+  }
+  MC_ASSERT(out.size() == end - start);
+  return starts.read(start, end, sizeof(uint64_t), std::as_writable_bytes(out).data());
+}
+
+std::vector<DefineFamily> RowReader::row_families() const {
+  const auto lock = lock_state();
+  std::vector<DefineFamily> families;
+  for (size_t i = kBuiltinFamilies; i < state().families.size(); ++i) {
+    families.push_back(*state().families[i]);
+  }
+  return families;
+}
+
+Result<DefineFamily> RowReader::row_family(std::string_view name) const {
+  const auto lock = lock_state();
+  const DefineFamily* family = find_family(state(), name);
+  if (family == nullptr) return no_such_family("row_family", name);
+  return *family;
+}
+
+Result<uint64_t> RowReader::row_count(std::string_view family_name, uint32_t partition) const {
+  MC_ASSIGN_OR_RETURN(const DefineFamily family, row_family(family_name));
+  MC_ASSIGN_OR_RETURN(const Column rows, column(family.id, partition));
+  return rows.row_count();
+}
+
+Status RowReader::read_rows(std::string_view family_name, uint32_t partition, Span rows,
+                            MutableBytes out) const {
+  MC_ASSIGN_OR_RETURN(const DefineFamily family, row_family(family_name));
+  MC_ASSIGN_OR_RETURN(const Column found, column(family.id, partition));
+  if (rows.start > rows.end || rows.end > found.row_count()) {
+    return bad_range("read_rows", rows, found.row_count());
+  }
+  MC_ASSERT(out.size() == (rows.end - rows.start) * row_bytes_of(family));
+  return found.read(rows.start, rows.end, row_bytes_of(family), out.data());
+}
+
+Status RowReader::gather_rows(const GatherRequest& request, MutableBytes out) const {
+  MC_ASSIGN_OR_RETURN(const DefineFamily family, row_family(request.family));
+  const uint32_t row_bytes = row_bytes_of(family);
+  if (request.partitions.size() != request.indices.size() ||
+      out.size() != request.indices.size() * row_bytes) {
+    return Status::invalid_argument(str_cat(
+        "[gather_rows] partitions, indices and out must have the same length, got ",
+        request.partitions.size(), ", ", request.indices.size(), ", ", out.size() / row_bytes));
+  }
+  std::unordered_map<uint32_t, Column> columns;
+  const Column* last = nullptr;
+  for (size_t i = 0; i < request.indices.size(); ++i) {
+    const uint32_t partition = request.partitions[i];
+    if (last == nullptr || partition != request.partitions[i - 1]) {
+      auto found = columns.find(partition);
+      if (found == columns.end()) {
+        MC_ASSIGN_OR_RETURN(Column fetched, column(family.id, partition));
+        found = columns.emplace(partition, std::move(fetched)).first;
+      }
+      last = &found->second;
+    }
+    if (request.indices[i] >= last->row_count()) {
+      return Status::invalid_argument(str_cat("[gather_rows] indices[", i, "] must be < ",
+                                              last->row_count(), ", got ", request.indices[i]));
+    }
+  }
+  return gather(columns, request, row_bytes, out.data());
+}
+
+Result<uint64_t> RowReader::indexed_blocks(uint32_t partition) const {
+  const auto lock = lock_state();
+  const auto& partitions = state().partitions;
+  if (partition >= partitions.size()) {
+    return no_such_partition("indexed_blocks", partition, partitions.size());
+  }
+  return partitions[partition]->indexed_blocks;
+}
+
+Result<std::vector<SearchHit>> RowReader::search(std::string_view query, size_t k,
+                                                 std::optional<uint32_t> partition) const {
+  LexicalIndex lexical;
+  {
+    const auto lock = lock_state();
+    if (partition && *partition >= state().partitions.size()) {
+      return no_such_partition("search", *partition, state().partitions.size());
+    }
+    lexical = state().lexical;
+  }
+  return lexical.search(query, k, partition);
+}
+
+}  // namespace mc

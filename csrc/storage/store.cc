@@ -1,0 +1,358 @@
+#include "storage/store.h"
+
+#include <algorithm>
+
+#include "base/checks.h"
+#include "base/str_cat.h"
+
+namespace mc {
+namespace {
+
+constexpr uint64_t kRecordBytes = 4 << 20;  // larger appends are several records
+constexpr size_t kMostNameBytes = 256;
+
+uint64_t started_node_count(uint64_t token_count, int lod) {
+  return full_node_count(token_count + tokens_per_node(lod) - 1, lod);
+}
+
+// One value for each block that starts within [first, first + char_starts.size()).
+std::vector<uint64_t> starts_of_blocks(uint64_t first, uint64_t token_count,
+                                       std::span<const uint64_t> char_starts) {
+  std::vector<uint64_t> starts;
+  const uint64_t first_block = started_node_count(first, 1);
+  for (uint64_t token = first_block * kFanOut; token < first + token_count; token += kFanOut) {
+    starts.push_back(char_starts.empty() ? kNoCharStart : char_starts[token - first]);
+  }
+  return starts;
+}
+
+}  // namespace
+
+Store::Store(Env* env, std::string path, const OpenRequest& request)
+    : env_(env),
+      path_(std::move(path)),
+      read_only_(request.read_only),
+      options_(request.options) {}
+
+Store::~Store() {
+  // Best effort: whoever needs to know whether it worked calls close().
+  if (!close().is_ok()) lock_ = nullptr;
+}
+
+Status Store::require_writable(std::string_view op) const {
+  if (closed_) return Status::invalid_argument(str_cat("[", op, "] store must be open"));
+  if (read_only_) {
+    return Status::invalid_argument(str_cat("[", op, "] store must be writable, got read_only"));
+  }
+  if (failure_.is_ok()) return Status::ok();
+  return Status::store_failed(
+      str_cat("[", op, "] an earlier write failed; open the store again: ", failure_.message()));
+}
+
+Status Store::failed(Status status) {
+  if (!status.is_ok() && failure_.is_ok()) failure_ = status;
+  return status;
+}
+
+Status Store::write(const std::vector<Change>& changes) {
+  MC_RETURN_IF_ERROR(failed(wal_->append(RecordParts(changes))));
+  for (const Change& change : changes) MC_RETURN_IF_ERROR(failed(apply(change)));
+  if (unsealed_bytes_ < options_.unsealed_bytes) return Status::ok();
+  return checkpoint_locked();
+}
+
+Result<uint32_t> Store::add_partition(const std::string& source,
+                                      const std::string& metadata_json) {
+  std::lock_guard writer(writer_mutex_);
+  MC_RETURN_IF_ERROR(require_writable("add_partition"));
+  if (find_partition(source)) {
+    return Status::invalid_argument(
+        str_cat("[add_partition] source must be new, got '", source, "' again"));
+  }
+  const auto id = static_cast<uint32_t>(state_.partitions.size());
+  MC_RETURN_IF_ERROR(write({AddPartition{id, env_->now_ms(), source, metadata_json}}));
+  return id;
+}
+
+std::optional<uint32_t> Store::find_partition(const std::string& source) const {
+  std::shared_lock lock(state_mutex_);
+  const auto found = sources_.find(source);
+  if (found == sources_.end()) return std::nullopt;
+  return found->second;
+}
+
+Status Store::set_metadata(uint32_t partition, const std::string& metadata_json) {
+  std::lock_guard writer(writer_mutex_);
+  MC_RETURN_IF_ERROR(require_writable("set_metadata"));
+  if (partition >= state_.partitions.size()) {
+    return no_such_partition("set_metadata", partition, state_.partitions.size());
+  }
+  return write({SetMetadata{partition, metadata_json}});
+}
+
+Result<Span> Store::append_tokens(uint32_t partition, std::span<const uint32_t> tokens,
+                                  std::span<const uint64_t> char_starts) {
+  std::lock_guard writer(writer_mutex_);
+  MC_RETURN_IF_ERROR(require_writable("append_tokens"));
+  if (partition >= state_.partitions.size()) {
+    return no_such_partition("append_tokens", partition, state_.partitions.size());
+  }
+  if (!char_starts.empty() && char_starts.size() != tokens.size()) {
+    return Status::invalid_argument(str_cat("[append_tokens] char_starts must have ",
+                                            tokens.size(), " values, got ", char_starts.size()));
+  }
+  const uint64_t before = state_.partitions[partition]->column(kTokensFamily).row_count();
+  uint64_t first = before;
+  while (!tokens.empty()) {
+    const uint64_t count = std::min<uint64_t>(tokens.size(), kRecordBytes / sizeof(uint32_t));
+    const auto starts = starts_of_blocks(
+        first, count, char_starts.empty() ? char_starts : char_starts.first(count));
+    std::vector<Change> changes = {PutRows{kTokensFamily, partition, first, count,
+                                           std::as_bytes(tokens.first(count))}};
+    if (!starts.empty()) {
+      changes.push_back(PutRows{kCharStartsFamily, partition, started_node_count(first, 1),
+                                starts.size(), std::as_bytes(std::span(starts))});
+    }
+    MC_RETURN_IF_ERROR(write(changes));
+    first += count;
+    tokens = tokens.subspan(count);
+    if (!char_starts.empty()) char_starts = char_starts.subspan(count);
+  }
+  return Span{full_node_count(before, 1), full_node_count(first, 1)};
+}
+
+Status Store::define_rows(const std::string& name, uint8_t lod, RowType type, uint32_t width) {
+  std::lock_guard writer(writer_mutex_);
+  MC_RETURN_IF_ERROR(require_writable("define_rows"));
+  if (name.empty() || name.size() > kMostNameBytes) {
+    return Status::invalid_argument(str_cat("[define_rows] name must have 1 to ", kMostNameBytes,
+                                            " bytes, got ", name.size()));
+  }
+  if (const DefineFamily* old = find_family(state_, name)) {
+    if (old->lod == lod && old->type == type && old->width == width) return Status::ok();
+    return Status::invalid_argument(str_cat(
+        "[define_rows] '", name, "' must stay lod ", int{old->lod}, " ", row_type_name(old->type),
+        " width ", old->width, ", got lod ", int{lod}, " ", row_type_name(type), " width ", width));
+  }
+  if (lod > kMaxLod || width == 0 || uint64_t{width} * element_bytes(type) > (64u << 20)) {
+    return Status::invalid_argument(str_cat("[define_rows] lod must be <= ", kMaxLod,
+                                            " and a row 1 byte to 64 MiB, got lod ", int{lod},
+                                            ", width ", width));
+  }
+  const auto id = static_cast<uint32_t>(state_.families.size() + 1);
+  return write({DefineFamily{id, lod, type, width, name}});
+}
+
+Status Store::put_rows(std::string_view family_name, uint32_t partition, uint64_t first,
+                       Bytes rows) {
+  std::lock_guard writer(writer_mutex_);
+  MC_RETURN_IF_ERROR(require_writable("put_rows"));
+  const DefineFamily* family = find_family(state_, family_name);
+  if (family == nullptr) {
+    return Status::not_found(str_cat("[put_rows] no row family is named '", family_name, "'"));
+  }
+  if (partition >= state_.partitions.size()) {
+    return no_such_partition("put_rows", partition, state_.partitions.size());
+  }
+  const uint32_t row_bytes = row_bytes_of(*family);
+  const Partition& target = *state_.partitions[partition];
+  const uint64_t row_count = target.column(family->id).row_count();
+  const uint64_t limit =
+      started_node_count(target.column(kTokensFamily).row_count(), family->lod);
+  uint64_t left = rows.size() / row_bytes;
+  if (rows.size() % row_bytes != 0) {
+    return Status::invalid_argument(str_cat("[put_rows] rows must be a multiple of ", row_bytes,
+                                            " bytes, got ", rows.size()));
+  }
+  if (first > row_count || (first < row_count && first + left > row_count)) {
+    return Status::invalid_argument(str_cat("[put_rows] rows must append at ", row_count,
+                                            " or lie before it, got [", first, ", ", first + left,
+                                            ")"));
+  }
+  if (first + left > limit) {
+    return Status::invalid_argument(str_cat("[put_rows] rows must be of nodes with tokens, that is < ",
+                                            limit, " at lod ", int{family->lod}, ", got ",
+                                            first + left));
+  }
+  while (left > 0) {
+    const uint64_t count = std::min(left, std::max<uint64_t>(kRecordBytes / row_bytes, 1));
+    MC_RETURN_IF_ERROR(
+        write({PutRows{family->id, partition, first, count, rows.first(count * row_bytes)}}));
+    rows = rows.subspan(count * row_bytes);
+    first += count;
+    left -= count;
+  }
+  return Status::ok();
+}
+
+Status Store::index_text(uint32_t partition, uint64_t first_block,
+                         std::span<const std::string_view> texts) {
+  // Before the lock: this is the slow part, and many threads may do it at once.
+  std::vector<std::vector<Term>> terms;
+  for (std::string_view text : texts) terms.push_back(analyze(text));
+
+  std::lock_guard writer(writer_mutex_);
+  MC_RETURN_IF_ERROR(require_writable("index_text"));
+  if (partition >= state_.partitions.size()) {
+    return no_such_partition("index_text", partition, state_.partitions.size());
+  }
+  const Partition& target = *state_.partitions[partition];
+  if (first_block != target.indexed_blocks) {
+    return Status::invalid_argument(str_cat("[index_text] first_block must be ",
+                                            target.indexed_blocks, ", got ", first_block));
+  }
+  const uint64_t limit = started_node_count(target.column(kTokensFamily).row_count(), 1);
+  if (first_block + texts.size() > limit) {
+    return Status::invalid_argument(str_cat("[index_text] blocks must be < ", limit, ", got ",
+                                            first_block + texts.size()));
+  }
+  ByteWriter encoded;
+  for (size_t at = 0; at < terms.size();) {
+    encoded.clear();
+    const size_t start = at;
+    while (at < terms.size() && encoded.byte_count() < kRecordBytes) {
+      encode_terms(encoded, terms[at++]);
+    }
+    MC_RETURN_IF_ERROR(write({IndexBlocks{partition, first_block + start,
+                                          static_cast<uint32_t>(at - start), encoded.bytes()}}));
+  }
+  return Status::ok();
+}
+
+Status Store::commit() {
+  std::lock_guard writer(writer_mutex_);
+  MC_RETURN_IF_ERROR(require_writable("commit"));
+  return failed(wal_->sync());
+}
+
+Status Store::checkpoint() {
+  std::lock_guard writer(writer_mutex_);
+  MC_RETURN_IF_ERROR(require_writable("checkpoint"));
+  return checkpoint_locked();
+}
+
+Status Store::close() {
+  std::lock_guard writer(writer_mutex_);
+  if (closed_) return Status::ok();
+  Status status = failure_;
+  if (!read_only_ && wal_ != nullptr && status.is_ok()) {
+    const bool changed = wal_->next_sequence() != manifest_.wal_sequence;
+    if (wal_->replay_bytes() >= options_.close_wal_bytes) {
+      status = checkpoint_locked();
+    } else if (changed && wal_->byte_count() + wal_->buffered_bytes() > 0) {
+      // Tells recovery that everything before was acknowledged, so a lost frame is noticed.
+      status = failed(wal_->sync());
+      if (status.is_ok()) status = failed(wal_->append(RecordParts({CloseStore{}})));
+      if (status.is_ok()) status = failed(wal_->sync());
+    }
+    if (status.is_ok()) status = wal_->remove_spares(0);
+  }
+  closed_ = true;
+  lock_ = nullptr;
+  return status;
+}
+
+std::shared_ptr<const Snapshot> Store::snapshot() const {
+  std::unique_lock lock(state_mutex_);
+  ++epoch_;  // from now on the writer copies a partition before it changes it
+  return std::make_shared<const Snapshot>(state_);
+}
+
+// ---- changes ----
+
+Partition& Store::own_partition(uint32_t id) {
+  std::shared_ptr<Partition>& partition = state_.partitions[id];
+  if (partition->epoch != epoch_) {
+    partition = std::make_shared<Partition>(*partition);
+    partition->epoch = epoch_;
+  }
+  return *partition;
+}
+
+Status Store::apply(const Change& change) {
+  return std::visit([this](const auto& one) { return apply_one(one); }, change);
+}
+
+Status Store::apply_one(const DefineFamily& change) {
+  std::unique_lock lock(state_mutex_);
+  if (change.id != state_.families.size() + 1 || row_bytes_of(change) == 0) {
+    return Status::corruption(str_cat("expected family ", state_.families.size() + 1, ", got ",
+                                      change.id));
+  }
+  state_.families.push_back(std::make_shared<const DefineFamily>(change));
+  return Status::ok();
+}
+
+Status Store::apply_one(const AddPartition& change) {
+  std::unique_lock lock(state_mutex_);
+  if (change.id != state_.partitions.size()) {
+    return Status::corruption(
+        str_cat("expected partition ", state_.partitions.size(), ", got ", change.id));
+  }
+  auto partition = std::make_shared<Partition>();
+  partition->about = std::make_shared<const AddPartition>(change);
+  partition->epoch = epoch_;
+  state_.partitions.push_back(std::move(partition));
+  sources_.emplace(change.source, change.id);
+  return Status::ok();
+}
+
+Status Store::apply_one(const SetMetadata& change) {
+  std::unique_lock lock(state_mutex_);
+  if (change.partition >= state_.partitions.size()) {
+    return Status::corruption(str_cat("partition ", change.partition, " is not there"));
+  }
+  Partition& partition = own_partition(change.partition);
+  AddPartition about = *partition.about;
+  about.metadata_json = change.metadata_json;
+  partition.about = std::make_shared<const AddPartition>(std::move(about));
+  return Status::ok();
+}
+
+Status Store::apply_one(const PutRows& change) {
+  std::unique_lock lock(state_mutex_);
+  if (change.partition >= state_.partitions.size() || change.family == 0 ||
+      change.family > state_.families.size()) {
+    return Status::corruption(str_cat("partition ", change.partition, " or family ",
+                                      change.family, " is not there"));
+  }
+  const uint32_t row_bytes = row_bytes_of(*state_.families[change.family - 1]);
+  Partition& partition = own_partition(change.partition);
+  if (partition.columns.size() < change.family) partition.columns.resize(change.family);
+  Column& column = partition.columns[change.family - 1];
+  const bool appends = change.first == column.row_count();
+  const bool fits = appends || (change.first < column.row_count() &&
+                                change.count <= column.row_count() - change.first);
+  if (!fits || change.rows.size() / row_bytes != change.count ||
+      change.rows.size() % row_bytes != 0) {
+    return Status::corruption(str_cat("rows [", change.first, ", +", change.count,
+                                      ") do not fit ", column.row_count(), " rows"));
+  }
+  if (appends) {
+    column.append(change.rows.data(), change.count, row_bytes);
+  } else {
+    column.overwrite(change.first, change.rows.data(), change.count, row_bytes);
+  }
+  unsealed_bytes_ += change.rows.size();
+  return Status::ok();
+}
+
+Status Store::apply_one(const IndexBlocks& change) {
+  if (change.partition >= state_.partitions.size() ||
+      state_.partitions[change.partition]->indexed_blocks != change.first_block) {
+    return Status::corruption(str_cat("blocks from ", change.first_block, " of partition ",
+                                      change.partition, " do not continue its index"));
+  }
+  LexicalIndex grown = state_.lexical;  // searches go on meanwhile
+  MC_RETURN_IF_ERROR(
+      grown.add(change.partition, change.first_block, change.block_count, change.terms));
+  std::unique_lock lock(state_mutex_);
+  state_.lexical = std::move(grown);
+  own_partition(change.partition).indexed_blocks += change.block_count;
+  unsealed_bytes_ += change.terms.size();
+  return Status::ok();
+}
+
+Status Store::apply_one(const CloseStore&) { return Status::ok(); }
+
+}  // namespace mc

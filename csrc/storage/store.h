@@ -1,0 +1,158 @@
+// Store: a directory with one context, that is a set of partitions with their tokens, rows and
+// lexical index. Start reading here.
+//
+// Durability. A change is in the WAL buffer and visible to readers when its call returns; it is
+// durable when commit() (or checkpoint(), close()) returns. After a crash exactly the changes up
+// to some point at or after the last commit are there, each wholly or not at all.
+//
+// Threads. Any number of threads may read. Writers are serialised by a mutex; commits of several
+// threads share one fdatasync when they meet. One process may write (flock), others may open
+// read_only and see the store as of their opening.
+//
+// Failure. A failed write or sync makes the store failed: every later write answers StoreFailed
+// until it is opened again. Reads go on.
+//
+// Order of locks: writer_mutex_, then state_mutex_, then the one inside LexicalIndex.
+#pragma once
+
+#include <mutex>
+#include <unordered_map>
+
+#include "storage/row_reader.h"
+#include "storage/wal_writer.h"
+
+namespace mc {
+
+struct StoreOptions {
+  uint64_t unsealed_bytes = 64 << 20;  // in memory and in the WAL before a checkpoint seals them
+  uint64_t close_wal_bytes = 1 << 20;  // close() seals when the WAL is longer: the next open is quick
+  uint32_t page_bytes = 4096;          // unit of checksums in segments
+  uint64_t wal_first_file_bytes = 256 << 10;
+  uint64_t wal_most_file_bytes = 8 << 20;
+  size_t most_segments_per_family = 8;  // more are merged at a checkpoint
+};
+
+struct OpenRequest {
+  bool read_only = false;
+  Identity identity;  // every key given here must be in the store with the same value
+  StoreOptions options;
+};
+
+struct StoreStats {
+  uint64_t generation = 0, partition_count = 0, token_count = 0;
+  uint64_t segment_count = 0, segment_bytes = 0, postings_segment_count = 0;
+  uint64_t unsealed_bytes = 0, wal_file_count = 0, wal_bytes_written = 0, sync_count = 0;
+  uint64_t checkpoint_count = 0, merge_count = 0;  // since opening
+};
+
+class Store final : public RowReader {
+ public:
+  // InvalidArgument when there is a store already or foreign files.
+  static Result<std::unique_ptr<Store>> create(Env* env, const std::string& path,
+                                               const Identity& identity,
+                                               const StoreOptions& options = {});
+  // NotFound: no such directory, or an empty one. Corruption: a directory of something else, or a
+  // damaged store. Unsupported: a newer format. Locked: another writer.
+  static Result<std::unique_ptr<Store>> open(Env* env, const std::string& path,
+                                             const OpenRequest& request = {});
+  ~Store() override;
+
+  const std::string& path() const { return path_; }
+  bool read_only() const { return read_only_; }
+  const Identity& identity() const { return manifest_.identity; }
+
+  Result<uint32_t> add_partition(const std::string& source, const std::string& metadata_json);
+  std::optional<uint32_t> find_partition(const std::string& source) const;
+  Status set_metadata(uint32_t partition, const std::string& metadata_json);
+
+  // Returns the half-open range of blocks that became full. `char_starts` is empty or has one
+  // value a token. Cost: one copy to the WAL, one to memory.
+  Result<Span> append_tokens(uint32_t partition, std::span<const uint32_t> tokens,
+                             std::span<const uint64_t> char_starts = {});
+
+  // Rows for each node of `lod` that has at least one token.
+  Status define_rows(const std::string& name, uint8_t lod, RowType type, uint32_t width);
+  // first == row_count: appends; first + count <= row_count: overwrites; else InvalidArgument.
+  Status put_rows(std::string_view family, uint32_t partition, uint64_t first, Bytes rows);
+
+  // first_block == indexed_blocks(partition). The last block may be the partial one; its later
+  // tokens are then never indexed.
+  Status index_text(uint32_t partition, uint64_t first_block,
+                    std::span<const std::string_view> texts);
+
+  Status commit();
+  // Seals everything into segments, so that the WAL can be cut.
+  Status checkpoint();
+  // Commits and releases the lock. Any later call but reads of snapshots is an error.
+  Status close();
+
+  std::shared_ptr<const Snapshot> snapshot() const;
+  StoreStats stats() const;
+  // Reads everything: checksums, counts, order. Ok, or the first fault found.
+  Status check() const;
+
+ protected:
+  std::shared_lock<std::shared_mutex> lock_state() const override {
+    return std::shared_lock(state_mutex_);
+  }
+  const StoreState& state() const override { return state_; }
+
+ private:
+  Store(Env* env, std::string path, const OpenRequest& request);
+
+  // store_open.cc
+  static Result<Manifest> read_manifest(Env* env, const std::string& path);
+  static Status require_identity(const Manifest& manifest, const Identity& wanted);
+  Status load(Manifest manifest);
+  Status load_segments();
+  Status load_log();
+  Status remove_leftovers();
+  Status require_no_gaps() const;
+
+  // store.cc: writer_mutex_ is held by the callers of all below
+  Status require_writable(std::string_view op) const;
+  Status write(const std::vector<Change>& changes);
+  Status failed(Status status);
+  Partition& own_partition(uint32_t id);
+  Status apply(const Change& change);
+  Status apply_one(const DefineFamily& change);
+  Status apply_one(const AddPartition& change);
+  Status apply_one(const SetMetadata& change);
+  Status apply_one(const PutRows& change);
+  Status apply_one(const IndexBlocks& change);
+  Status apply_one(const CloseStore& change);
+
+  // store_checkpoint.cc
+  using Segments = std::vector<std::shared_ptr<const Segment>>;
+  struct Sealing;
+  Status checkpoint_locked();
+  Status merge_segments();
+  Status seal_rows(const DefineFamily& family, const Segments* merged, Sealing& sealing);
+  Status seal_postings(std::string bytes, Sealing& sealing);
+  SegmentHeader new_segment(SegmentKind kind, const DefineFamily* family, uint64_t data_bytes);
+  Status publish(const Manifest& manifest);
+  Status install(Sealing& sealing);
+  Manifest next_manifest() const;
+
+  Env* const env_;
+  const std::string path_;
+  const bool read_only_;
+  const StoreOptions options_;
+  std::unique_ptr<FileLock> lock_;
+
+  mutable std::mutex writer_mutex_;
+  Manifest manifest_;  // families and partitions are in state_
+  Segments segments_;  // by id
+  std::unique_ptr<WalWriter> wal_;
+  Status failure_;
+  bool closed_ = false;
+  uint64_t unsealed_bytes_ = 0;
+  uint64_t checkpoint_count_ = 0, merge_count_ = 0;
+
+  mutable std::shared_mutex state_mutex_;
+  StoreState state_;
+  std::unordered_map<std::string, uint32_t> sources_;
+  mutable uint64_t epoch_ = 1;  // grows with each snapshot
+};
+
+}  // namespace mc

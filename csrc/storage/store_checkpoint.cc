@@ -1,0 +1,206 @@
+// Sealing: rows in memory become immutable segments, and many small segments become one.
+#include <algorithm>
+#include <functional>
+
+#include "base/str_cat.h"
+#include "format/file_names.h"
+#include "storage/segment_writer.h"
+#include "storage/store.h"
+
+namespace mc {
+
+// Segments written but not yet named by a manifest.
+struct Store::Sealing {
+  std::vector<SegmentEntry> fresh;
+  Segments obsolete;
+  bool clears_lexical_memory = false;
+};
+
+SegmentHeader Store::new_segment(SegmentKind kind, const DefineFamily* family,
+                                 uint64_t data_bytes) {
+  SegmentHeader header;
+  header.segment_id = manifest_.next_segment_id++;
+  header.store_id = manifest_.store_id;
+  header.kind = kind;
+  header.page_bytes = options_.page_bytes;
+  header.data_bytes = data_bytes;
+  header.created_ms = env_->now_ms();
+  header.row_bytes = 1;
+  header.lod = 1;
+  if (family != nullptr) {
+    header.family = family->id;
+    header.type = family->type;
+    header.lod = family->lod;
+    header.row_bytes = row_bytes_of(*family);
+  }
+  return header;
+}
+
+// Writes what is in memory (merged == nullptr), or what still shows of the `merged` segments.
+Status Store::seal_rows(const DefineFamily& family, const Segments* merged, Sealing& sealing) {
+  const uint32_t row_bytes = row_bytes_of(family);
+  std::vector<RunEntry> entries;
+  RunList pieces;
+  uint64_t data_bytes = 0;
+  for (const auto& partition : state_.partitions) {
+    for (const Run& run : partition->column(family.id).runs()) {
+      const bool wanted = merged == nullptr
+                              ? run.extent != nullptr
+                              : std::find(merged->begin(), merged->end(), run.segment) !=
+                                    merged->end();
+      if (!wanted) continue;
+      const uint64_t count = run.end - run.first;
+      const bool goes_on = !entries.empty() && entries.back().partition == partition->about->id &&
+                           entries.back().first + entries.back().count == run.first;
+      if (goes_on) {
+        entries.back().count += count;
+      } else {
+        entries.push_back({partition->about->id, 0, run.first, count});
+      }
+      pieces.push_back(run);
+      data_bytes += count * row_bytes;
+    }
+  }
+  if (entries.empty()) return Status::ok();
+  MC_ASSIGN_OR_RETURN(auto writer,
+                      SegmentWriter::create(
+                          env_, path_, new_segment(SegmentKind::kRows, &family, data_bytes),
+                          entries));
+  for (const Run& run : pieces) {
+    const uint64_t byte_count = (run.end - run.first) * row_bytes;
+    if (run.segment != nullptr) MC_RETURN_IF_ERROR(run.segment->verify(run.rows, byte_count));
+    MC_RETURN_IF_ERROR(writer.append({run.rows, byte_count}));
+  }
+  MC_ASSIGN_OR_RETURN(const SegmentEntry entry, writer.finish());
+  sealing.fresh.push_back(entry);
+  return Status::ok();
+}
+
+Status Store::seal_postings(std::string bytes, Sealing& sealing) {
+  MC_ASSIGN_OR_RETURN(const PostingsView view, PostingsView::parse(std::as_bytes(std::span(bytes))));
+  std::vector<RunEntry> entries;
+  for (const DocumentRun& run : view.runs()) {
+    entries.push_back({run.partition, 0, run.first_block, run.document_count});
+  }
+  MC_ASSIGN_OR_RETURN(auto writer,
+                      SegmentWriter::create(
+                          env_, path_,
+                          new_segment(SegmentKind::kPostings, nullptr, bytes.size()), entries));
+  MC_RETURN_IF_ERROR(writer.append(bytes_of(bytes)));
+  MC_ASSIGN_OR_RETURN(const SegmentEntry entry, writer.finish());
+  sealing.fresh.push_back(entry);
+  return Status::ok();
+}
+
+Status Store::checkpoint_locked() {
+  if (wal_->next_sequence() == manifest_.wal_sequence) return Status::ok();
+  Sealing sealing;
+  for (const auto& family : state_.families) {
+    MC_RETURN_IF_ERROR(failed(seal_rows(*family, nullptr, sealing)));
+  }
+  if (state_.lexical.unsealed_block_count() > 0) {
+    auto bytes = state_.lexical.unsealed_postings();
+    MC_RETURN_IF_ERROR(failed(bytes.status()));
+    MC_RETURN_IF_ERROR(failed(seal_postings(std::move(bytes).value(), sealing)));
+    sealing.clears_lexical_memory = true;
+  }
+  // Frames from here on go to a file of their own, which the manifest names as the start.
+  auto position = wal_->finish_file();
+  MC_RETURN_IF_ERROR(failed(position.status()));
+  manifest_.wal_number = position.value().number;
+  manifest_.wal_sequence = position.value().sequence;
+  MC_RETURN_IF_ERROR(failed(install(sealing)));
+  MC_RETURN_IF_ERROR(failed(wal_->retire_before(manifest_.wal_number)));
+  unsealed_bytes_ = 0;
+  ++checkpoint_count_;
+  return failed(merge_segments());
+}
+
+Manifest Store::next_manifest() const {
+  Manifest manifest = manifest_;
+  ++manifest.generation;
+  for (const auto& family : state_.families) manifest.families.push_back(*family);
+  for (const auto& partition : state_.partitions) manifest.partitions.push_back(*partition->about);
+  return manifest;
+}
+
+// Names the new segments in a manifest, shows them to readers, removes the obsolete ones.
+Status Store::install(Sealing& sealing) {
+  Segments fresh, left;
+  for (const SegmentEntry& entry : sealing.fresh) {
+    MC_ASSIGN_OR_RETURN(auto segment, Segment::open(env_, path_, manifest_.store_id, entry));
+    fresh.push_back(std::move(segment));
+  }
+  for (const auto& segment : segments_) {
+    const auto& gone = sealing.obsolete;
+    if (std::find(gone.begin(), gone.end(), segment) == gone.end()) left.push_back(segment);
+  }
+  left.insert(left.end(), fresh.begin(), fresh.end());
+  Manifest manifest = next_manifest();
+  manifest.segments.clear();
+  for (const auto& segment : left) manifest.segments.push_back(segment->entry());
+  MC_RETURN_IF_ERROR(publish(manifest));
+  manifest_.generation = manifest.generation;
+  manifest_.segments = std::move(manifest.segments);
+  segments_ = std::move(left);
+  {
+    std::unique_lock lock(state_mutex_);
+    for (const auto& segment : fresh) {
+      if (segment->header().kind != SegmentKind::kRows) continue;
+      const std::byte* rows = segment->rows();
+      for (const RunEntry& run : segment->runs()) {
+        Column& column = own_partition(run.partition).columns[segment->header().family - 1];
+        column.attach(segment, run, rows);
+        rows += run.count * segment->header().row_bytes;
+      }
+    }
+    Segments postings;
+    for (const auto& segment : segments_) {
+      if (segment->header().kind == SegmentKind::kPostings) postings.push_back(segment);
+    }
+    state_.lexical.replace_segments(std::move(postings), sealing.clears_lexical_memory);
+  }
+  for (const auto& segment : sealing.obsolete) {
+    // Mapped pages stay readable for snapshots that still show them.
+    MC_RETURN_IF_ERROR(env_->remove(segment->path()));
+  }
+  return Status::ok();
+}
+
+// Where a family has too many segments, its smallest become one: each row is rewritten about
+// log2(rows) times over the life of a store.
+Status Store::merge_segments() {
+  std::vector<Segments> by_family(state_.families.size() + 1);  // [0]: postings
+  for (const auto& segment : segments_) by_family[segment->header().family].push_back(segment);
+  Sealing sealing;
+  for (size_t family = 0; family < by_family.size(); ++family) {
+    Segments& segments = by_family[family];
+    if (segments.size() <= options_.most_segments_per_family) continue;
+    std::sort(segments.begin(), segments.end(), [](const auto& a, const auto& b) {
+      return a->header().data_bytes < b->header().data_bytes;
+    });
+    size_t count = 0;
+    for (uint64_t sum = 0; count < segments.size(); ++count) {
+      const uint64_t next = segments[count]->header().data_bytes;
+      if (count >= 2 && next > 2 * sum) break;
+      sum += next;
+    }
+    segments.resize(count);
+    if (family > 0) {
+      MC_RETURN_IF_ERROR(seal_rows(*state_.families[family - 1], &segments, sealing));
+    } else {
+      std::vector<PostingsView> views;
+      for (const auto& segment : segments) {
+        MC_ASSIGN_OR_RETURN(auto view, PostingsView::parse(segment->row_bytes()));
+        views.push_back(std::move(view));
+      }
+      MC_ASSIGN_OR_RETURN(std::string bytes, merge(views));
+      MC_RETURN_IF_ERROR(seal_postings(std::move(bytes), sealing));
+    }
+    sealing.obsolete.insert(sealing.obsolete.end(), segments.begin(), segments.end());
+    ++merge_count_;
+  }
+  return sealing.obsolete.empty() ? Status::ok() : install(sealing);
+}
+
+}  // namespace mc

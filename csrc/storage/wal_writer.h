@@ -1,0 +1,85 @@
+// WalWriter: appends records to the write-ahead log. Files are pre-written and recycled, so a
+// commit is one fdatasync of bytes that already have their place on the disk and no journal
+// commit of the file system. Not thread safe: Store guards it.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "format/wal_frame.h"
+#include "format/wal_record.h"
+#include "io/env.h"
+
+namespace mc {
+
+struct WalOptions {
+  std::string directory;
+  StoreId store_id{};
+  uint64_t first_file_bytes = 256 << 10;  // the first file; each new one doubles ...
+  uint64_t most_file_bytes = 8 << 20;     // ... up to this
+  size_t most_spare_files = 8;            // kept to be recycled
+};
+
+// Where the next frame goes: a manifest that names it has everything before it.
+struct WalPosition {
+  uint64_t number = 1;    // of the file
+  uint64_t sequence = 1;  // of the frame
+};
+
+class WalWriter {
+ public:
+  // Everything before `next` is durable. No file is touched before the first append.
+  WalWriter(Env* env, WalOptions options, WalPosition next)
+      : env_(env), options_(std::move(options)), next_(next), durable_(next.sequence) {}
+
+  // Buffered: neither written nor durable on return.
+  Status append(const RecordParts& record);
+  Status flush();  // the buffer reaches the operating system
+  Status sync();   // and the disk
+
+  // Makes everything durable and lets the next append begin a new file.
+  Result<WalPosition> finish_file();
+
+  uint64_t next_sequence() const { return next_.sequence; }
+  uint64_t durable_sequence() const { return durable_; }
+  uint64_t byte_count() const { return byte_count_; }  // written by this writer
+  uint64_t buffered_bytes() const { return buffer_.size(); }
+  uint64_t replay_bytes() const { return replay_bytes_ + buffer_.size(); }  // since retire_before
+  uint64_t sync_count() const { return sync_count_; }
+  uint64_t file_count() const { return inherited_.size() + live_.size(); }
+
+  // Files of earlier writers that still hold something live. They are removed when retired, never
+  // recycled: behind a torn end they may hold frames with numbers that are yet to come.
+  void inherit(std::vector<uint64_t> numbers, uint64_t byte_count) {
+    inherited_ = std::move(numbers);
+    replay_bytes_ = byte_count;
+  }
+  // Files before `number` hold nothing live any more; called when a manifest says so.
+  Status retire_before(uint64_t number);
+  Status remove_spares(size_t kept);
+
+ private:
+  Status start_file();
+  Status create_file(const WalFileHeader& header);
+  Result<bool> recycle_file(WalFileHeader& header);
+  void append_frame(uint8_t flags, uint64_t payload_bytes, const RecordParts& record,
+                    uint64_t from);
+  std::string path_of(uint64_t number) const;
+
+  Env* env_;
+  WalOptions options_;
+  WalPosition next_;  // next_.number: the file that will be started next
+  uint64_t durable_;
+  std::unique_ptr<WritableFile> file_;
+  WalFileHeader header_;
+  uint64_t end_ = 0;            // of the frames in the file, buffered ones included
+  uint64_t buffer_offset_ = 0;  // of the buffer's first byte in the file
+  std::vector<std::byte> buffer_;
+  std::vector<uint64_t> inherited_, live_, spares_;  // numbers, ascending
+  uint64_t byte_count_ = 0;
+  uint64_t replay_bytes_ = 0;
+  uint64_t sync_count_ = 0;
+};
+
+}  // namespace mc
