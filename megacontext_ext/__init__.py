@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         ScoreField,
         WorkingContext,
     )
+    from megacontext_ext.store import Partition, RowFamily, Snapshot, Store, StoreOptions
 
 __version__ = "0.1.0"
 
@@ -32,13 +33,23 @@ _HOMES: dict[str, str] = {
     "FocusPlan": "megacontext_ext.focus",
     "ScoreField": "megacontext_ext.focus",
     "WorkingContext": "megacontext_ext.focus",
+    "Partition": "megacontext_ext.store",
+    "RowFamily": "megacontext_ext.store",
+    "Snapshot": "megacontext_ext.store",
+    "Store": "megacontext_ext.store",
+    "StoreOptions": "megacontext_ext.store",
 }
 
 __all__ = [
     "Allocator",
     "AllocatorConfig",
     "FocusPlan",
+    "Partition",
+    "RowFamily",
     "ScoreField",
+    "Snapshot",
+    "Store",
+    "StoreOptions",
     "WorkingContext",
     "errors",
     "ops",

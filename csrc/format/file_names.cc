@@ -9,8 +9,8 @@ constexpr size_t kNumberDigits = 16;
 
 std::string numbered(const char* prefix, uint64_t number, const char* suffix) {
   char name[64];
-  std::snprintf(name, sizeof(name), "%s%016llx%s", prefix,
-                static_cast<unsigned long long>(number), suffix);
+  std::snprintf(name, sizeof(name), "%s%016llx%s", prefix, static_cast<unsigned long long>(number),
+                suffix);
   return name;
 }
 
@@ -33,9 +33,13 @@ bool parse_numbered(std::string_view name, std::string_view prefix, std::string_
 
 }  // namespace
 
-std::string wal_file_name(uint64_t number) { return numbered("wal-", number, ".log"); }
+std::string wal_file_name(uint64_t number) {
+  return numbered("wal-", number, ".log");
+}
 
-std::string segment_file_name(uint64_t id) { return numbered("seg-", id, ".mcs"); }
+std::string segment_file_name(uint64_t id) {
+  return numbered("seg-", id, ".mcs");
+}
 
 FileName parse_file_name(std::string_view name) {
   if (name == kManifestName) return {FileKind::kManifest};

@@ -108,10 +108,9 @@ Result<Manifest> decode_manifest(Bytes bytes) {
     return Status::corruption(str_cat("28: expected crc32c ", crc, ", got ", header.crc));
   }
   if (header.version > kManifestVersion || header.features != 0) {
-    return Status::unsupported(str_cat("8: expected store version <= ", kManifestVersion,
-                                       " without features, got version ", header.version,
-                                       ", features ", header.features,
-                                       "; a newer MegaContext wrote this store"));
+    return Status::unsupported(str_cat(
+        "8: expected store version <= ", kManifestVersion, " without features, got version ",
+        header.version, ", features ", header.features, "; a newer MegaContext wrote this store"));
   }
   const Bytes body = bytes.subspan(sizeof(header));
   if (body.size() != header.body_bytes) {

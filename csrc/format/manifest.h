@@ -23,8 +23,8 @@
 
 #include "base/bytes.h"
 #include "base/result.h"
-#include "format/wal_record.h"
 #include "format/wal_frame.h"
+#include "format/wal_record.h"
 
 namespace mc {
 

@@ -14,8 +14,7 @@ WalFileHeader seal(WalFileHeader header) {
 
 Result<WalFileHeader> decode_wal_file_header(Bytes bytes) {
   if (bytes.size() < sizeof(WalFileHeader)) {
-    return Status::corruption(
-        str_cat("0: expected a WAL header of 64 bytes, got ", bytes.size()));
+    return Status::corruption(str_cat("0: expected a WAL header of 64 bytes, got ", bytes.size()));
   }
   WalFileHeader header;
   std::memcpy(&header, bytes.data(), sizeof(header));

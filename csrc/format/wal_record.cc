@@ -14,7 +14,9 @@ enum class ChangeKind : uint8_t {  // on disk: never renumber
   kCloseStore = 6,
 };
 
-void kind(ByteWriter& out, ChangeKind value) { out.u8(static_cast<uint8_t>(value)); }
+void kind(ByteWriter& out, ChangeKind value) {
+  out.u8(static_cast<uint8_t>(value));
+}
 
 // Each writes the head of its change and returns the bytes that follow the head.
 Bytes encode_head(ByteWriter& out, const DefineFamily& change) {
@@ -149,9 +151,8 @@ Result<std::vector<Change>> decode_record(Bytes bytes) {
     bool known = true;
     changes.push_back(decode_change(static_cast<ChangeKind>(code), in, bytes, known));
     if (!known || in.failed()) {
-      return Status::corruption(
-          str_cat("record byte ", offset, ": expected a change, got kind ", int{code}, " in ",
-                  bytes.size(), " bytes"));
+      return Status::corruption(str_cat("record byte ", offset, ": expected a change, got kind ",
+                                        int{code}, " in ", bytes.size(), " bytes"));
     }
   }
   return changes;

@@ -23,7 +23,9 @@ void write_into(std::vector<std::byte>& file, uint64_t offset, Bytes bytes) {
   std::copy(bytes.begin(), bytes.end(), file.begin() + static_cast<ptrdiff_t>(offset));
 }
 
-std::string parent_of(const std::string& path) { return path.substr(0, path.rfind('/')); }
+std::string parent_of(const std::string& path) {
+  return path.substr(0, path.rfind('/'));
+}
 
 }  // namespace
 
@@ -240,8 +242,8 @@ std::vector<std::byte> FaultEnv::crashed_bytes(const Inode& inode, CrashKind kin
   for (const UnsyncedWrite& write : inode.unsynced) {
     for (size_t at = 0; at < write.bytes.size();) {
       const uint64_t offset = write.offset + at;
-      const size_t count = std::min<size_t>(kSectorBytes - offset % kSectorBytes,
-                                            write.bytes.size() - at);
+      const size_t count =
+          std::min<size_t>(kSectorBytes - offset % kSectorBytes, write.bytes.size() - at);
       if (next_random(state) % 8 < (keep_most ? 7 : 4)) {
         write_into(bytes, offset, Bytes(write.bytes).subspan(at, count));
       }

@@ -19,9 +19,9 @@ namespace mc {
 
 // What becomes of bytes and names that were not synced.
 enum class CrashKind : uint8_t {
-  kLost,   // none of it reached the disk
-  kKept,   // all of it did (a kill -9: the page cache survives)
-  kTorn,   // each 512-byte sector on its own; names: a prefix of the operations, in order
+  kLost,  // none of it reached the disk
+  kKept,  // all of it did (a kill -9: the page cache survives)
+  kTorn,  // each 512-byte sector on its own; names: a prefix of the operations, in order
 };
 
 class FaultEnv final : public Env {

@@ -125,7 +125,7 @@ class PosixEnv final : public Env {
   Result<std::unique_ptr<ReadableFile>> open_readable(const std::string& path) override {
     const int fd = open_retrying(path, O_RDONLY);
     if (fd < 0) return errno_status("open", path);
-    struct stat status {};
+    struct stat status{};
     if (::fstat(fd, &status) != 0) {
       Status failed = errno_status("fstat", path);
       ::close(fd);
@@ -159,7 +159,7 @@ class PosixEnv final : public Env {
   Status create_directory(const std::string& path) override {
     if (::mkdir(path.c_str(), 0755) == 0) return Status::ok();
     const int error = errno;
-    struct stat status {};
+    struct stat status{};
     if (error == EEXIST && ::stat(path.c_str(), &status) == 0 && S_ISDIR(status.st_mode)) {
       return Status::ok();
     }

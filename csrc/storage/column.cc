@@ -76,8 +76,7 @@ void Column::append(const std::byte* rows, uint64_t count, uint32_t row_bytes) {
   }
 }
 
-void Column::overwrite(uint64_t first, const std::byte* rows, uint64_t count,
-                       uint32_t row_bytes) {
+void Column::overwrite(uint64_t first, const std::byte* rows, uint64_t count, uint32_t row_bytes) {
   MC_ASSERT(first + count <= row_count_);
   if (count == 0) return;
   auto extent = std::make_shared<Extent>(count * row_bytes);

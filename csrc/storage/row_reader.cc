@@ -56,8 +56,8 @@ uint32_t row_bytes_of(const DefineFamily& family) {
 }
 
 Status no_such_partition(std::string_view op, uint32_t partition, size_t partition_count) {
-  return Status::not_found(str_cat("[", op, "] partition must be < ", partition_count, ", got ",
-                                   partition));
+  return Status::not_found(
+      str_cat("[", op, "] partition must be < ", partition_count, ", got ", partition));
 }
 
 const DefineFamily* find_family(const StoreState& state, std::string_view name) {

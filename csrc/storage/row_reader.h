@@ -77,8 +77,7 @@ class RowReader {
   Result<DefineFamily> row_family(std::string_view name) const;
   Result<uint64_t> row_count(std::string_view family, uint32_t partition) const;
   // out.size() == (end - start) * row bytes.
-  Status read_rows(std::string_view family, uint32_t partition, Span rows,
-                   MutableBytes out) const;
+  Status read_rows(std::string_view family, uint32_t partition, Span rows, MutableBytes out) const;
   // Row i of `out` is row indices[i] of partitions[i].
   Status gather_rows(const GatherRequest& request, MutableBytes out) const;
 

@@ -39,8 +39,8 @@ Result<std::shared_ptr<const Segment>> Segment::open(Env* env, const std::string
   if (!header.is_ok()) return at_path(path, header.status());
   segment->header_ = header.value();
   const SegmentHeader& found = segment->header_;
-  if (found.crc != entry.header_crc || found.segment_id != entry.id ||
-      found.store_id != store_id || found.file_bytes != entry.file_bytes) {
+  if (found.crc != entry.header_crc || found.segment_id != entry.id || found.store_id != store_id ||
+      found.file_bytes != entry.file_bytes) {
     return Status::corruption(str_cat(path, ":16: expected segment ", entry.id,
                                       " of this store, got another file's header"));
   }

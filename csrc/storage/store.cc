@@ -29,10 +29,7 @@ std::vector<uint64_t> starts_of_blocks(uint64_t first, uint64_t token_count,
 }  // namespace
 
 Store::Store(Env* env, std::string path, const OpenRequest& request)
-    : env_(env),
-      path_(std::move(path)),
-      read_only_(request.read_only),
-      options_(request.options) {}
+    : env_(env), path_(std::move(path)), read_only_(request.read_only), options_(request.options) {}
 
 Store::~Store() {
   // Best effort: whoever needs to know whether it worked calls close().
@@ -61,8 +58,7 @@ Status Store::write(const std::vector<Change>& changes) {
   return checkpoint_locked();
 }
 
-Result<uint32_t> Store::add_partition(const std::string& source,
-                                      const std::string& metadata_json) {
+Result<uint32_t> Store::add_partition(const std::string& source, const std::string& metadata_json) {
   std::lock_guard writer(writer_mutex_);
   MC_RETURN_IF_ERROR(require_writable("add_partition"));
   if (find_partition(source)) {
@@ -98,8 +94,8 @@ Result<Span> Store::append_tokens(uint32_t partition, std::span<const uint32_t> 
     return no_such_partition("append_tokens", partition, state_.partitions.size());
   }
   if (!char_starts.empty() && char_starts.size() != tokens.size()) {
-    return Status::invalid_argument(str_cat("[append_tokens] char_starts must have ",
-                                            tokens.size(), " values, got ", char_starts.size()));
+    return Status::invalid_argument(str_cat("[append_tokens] char_starts must have ", tokens.size(),
+                                            " values, got ", char_starts.size()));
   }
   const uint64_t before = state_.partitions[partition]->column(kTokensFamily).row_count();
   uint64_t first = before;
@@ -107,8 +103,8 @@ Result<Span> Store::append_tokens(uint32_t partition, std::span<const uint32_t> 
     const uint64_t count = std::min<uint64_t>(tokens.size(), kRecordBytes / sizeof(uint32_t));
     const auto starts = starts_of_blocks(
         first, count, char_starts.empty() ? char_starts : char_starts.first(count));
-    std::vector<Change> changes = {PutRows{kTokensFamily, partition, first, count,
-                                           std::as_bytes(tokens.first(count))}};
+    std::vector<Change> changes = {
+        PutRows{kTokensFamily, partition, first, count, std::as_bytes(tokens.first(count))}};
     if (!starts.empty()) {
       changes.push_back(PutRows{kCharStartsFamily, partition, started_node_count(first, 1),
                                 starts.size(), std::as_bytes(std::span(starts))});
@@ -125,8 +121,8 @@ Status Store::define_rows(const std::string& name, uint8_t lod, RowType type, ui
   std::lock_guard writer(writer_mutex_);
   MC_RETURN_IF_ERROR(require_writable("define_rows"));
   if (name.empty() || name.size() > kMostNameBytes) {
-    return Status::invalid_argument(str_cat("[define_rows] name must have 1 to ", kMostNameBytes,
-                                            " bytes, got ", name.size()));
+    return Status::invalid_argument(
+        str_cat("[define_rows] name must have 1 to ", kMostNameBytes, " bytes, got ", name.size()));
   }
   if (const DefineFamily* old = find_family(state_, name)) {
     if (old->lod == lod && old->type == type && old->width == width) return Status::ok();
@@ -157,12 +153,11 @@ Status Store::put_rows(std::string_view family_name, uint32_t partition, uint64_
   const uint32_t row_bytes = row_bytes_of(*family);
   const Partition& target = *state_.partitions[partition];
   const uint64_t row_count = target.column(family->id).row_count();
-  const uint64_t limit =
-      started_node_count(target.column(kTokensFamily).row_count(), family->lod);
+  const uint64_t limit = started_node_count(target.column(kTokensFamily).row_count(), family->lod);
   uint64_t left = rows.size() / row_bytes;
   if (rows.size() % row_bytes != 0) {
-    return Status::invalid_argument(str_cat("[put_rows] rows must be a multiple of ", row_bytes,
-                                            " bytes, got ", rows.size()));
+    return Status::invalid_argument(
+        str_cat("[put_rows] rows must be a multiple of ", row_bytes, " bytes, got ", rows.size()));
   }
   if (first > row_count || (first < row_count && first + left > row_count)) {
     return Status::invalid_argument(str_cat("[put_rows] rows must append at ", row_count,
@@ -170,9 +165,9 @@ Status Store::put_rows(std::string_view family_name, uint32_t partition, uint64_
                                             ")"));
   }
   if (first + left > limit) {
-    return Status::invalid_argument(str_cat("[put_rows] rows must be of nodes with tokens, that is < ",
-                                            limit, " at lod ", int{family->lod}, ", got ",
-                                            first + left));
+    return Status::invalid_argument(
+        str_cat("[put_rows] rows must be of nodes with tokens, that is < ", limit, " at lod ",
+                int{family->lod}, ", got ", first + left));
   }
   while (left > 0) {
     const uint64_t count = std::min(left, std::max<uint64_t>(kRecordBytes / row_bytes, 1));
@@ -198,13 +193,13 @@ Status Store::index_text(uint32_t partition, uint64_t first_block,
   }
   const Partition& target = *state_.partitions[partition];
   if (first_block != target.indexed_blocks) {
-    return Status::invalid_argument(str_cat("[index_text] first_block must be ",
-                                            target.indexed_blocks, ", got ", first_block));
+    return Status::invalid_argument(
+        str_cat("[index_text] first_block must be ", target.indexed_blocks, ", got ", first_block));
   }
   const uint64_t limit = started_node_count(target.column(kTokensFamily).row_count(), 1);
   if (first_block + texts.size() > limit) {
-    return Status::invalid_argument(str_cat("[index_text] blocks must be < ", limit, ", got ",
-                                            first_block + texts.size()));
+    return Status::invalid_argument(
+        str_cat("[index_text] blocks must be < ", limit, ", got ", first_block + texts.size()));
   }
   ByteWriter encoded;
   for (size_t at = 0; at < terms.size();) {
@@ -276,8 +271,8 @@ Status Store::apply(const Change& change) {
 Status Store::apply_one(const DefineFamily& change) {
   std::unique_lock lock(state_mutex_);
   if (change.id != state_.families.size() + 1 || row_bytes_of(change) == 0) {
-    return Status::corruption(str_cat("expected family ", state_.families.size() + 1, ", got ",
-                                      change.id));
+    return Status::corruption(
+        str_cat("expected family ", state_.families.size() + 1, ", got ", change.id));
   }
   state_.families.push_back(std::make_shared<const DefineFamily>(change));
   return Status::ok();
@@ -313,8 +308,8 @@ Status Store::apply_one(const PutRows& change) {
   std::unique_lock lock(state_mutex_);
   if (change.partition >= state_.partitions.size() || change.family == 0 ||
       change.family > state_.families.size()) {
-    return Status::corruption(str_cat("partition ", change.partition, " or family ",
-                                      change.family, " is not there"));
+    return Status::corruption(
+        str_cat("partition ", change.partition, " or family ", change.family, " is not there"));
   }
   const uint32_t row_bytes = row_bytes_of(*state_.families[change.family - 1]);
   Partition& partition = own_partition(change.partition);
@@ -325,8 +320,8 @@ Status Store::apply_one(const PutRows& change) {
                                 change.count <= column.row_count() - change.first);
   if (!fits || change.rows.size() / row_bytes != change.count ||
       change.rows.size() % row_bytes != 0) {
-    return Status::corruption(str_cat("rows [", change.first, ", +", change.count,
-                                      ") do not fit ", column.row_count(), " rows"));
+    return Status::corruption(str_cat("rows [", change.first, ", +", change.count, ") do not fit ",
+                                      column.row_count(), " rows"));
   }
   if (appends) {
     column.append(change.rows.data(), change.count, row_bytes);
@@ -353,6 +348,8 @@ Status Store::apply_one(const IndexBlocks& change) {
   return Status::ok();
 }
 
-Status Store::apply_one(const CloseStore&) { return Status::ok(); }
+Status Store::apply_one(const CloseStore&) {
+  return Status::ok();
+}
 
 }  // namespace mc

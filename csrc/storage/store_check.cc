@@ -33,8 +33,7 @@ Status Store::check() const {
   std::lock_guard writer(writer_mutex_);
   if (!read_only_ && !closed_) {
     MC_ASSIGN_OR_RETURN(const Manifest manifest, read_manifest(env_, path_));
-    if (manifest.generation != manifest_.generation ||
-        manifest.store_id != manifest_.store_id) {
+    if (manifest.generation != manifest_.generation || manifest.store_id != manifest_.store_id) {
       return Status::corruption(str_cat(path_, "/MANIFEST:32: expected generation ",
                                         manifest_.generation, ", got ", manifest.generation));
     }
@@ -56,8 +55,8 @@ Status Store::check() const {
       }
     }
     if (partition->indexed_blocks > full_node_count(tokens + kFanOut - 1, 1)) {
-      return Status::corruption(str_cat(path_, ": partition ", partition->about->id, " of ",
-                                        tokens, " tokens has ", partition->indexed_blocks,
+      return Status::corruption(str_cat(path_, ": partition ", partition->about->id, " of ", tokens,
+                                        " tokens has ", partition->indexed_blocks,
                                         " indexed blocks"));
     }
   }

@@ -44,10 +44,9 @@ Status Store::seal_rows(const DefineFamily& family, const Segments* merged, Seal
   uint64_t data_bytes = 0;
   for (const auto& partition : state_.partitions) {
     for (const Run& run : partition->column(family.id).runs()) {
-      const bool wanted = merged == nullptr
-                              ? run.extent != nullptr
-                              : std::find(merged->begin(), merged->end(), run.segment) !=
-                                    merged->end();
+      const bool wanted = merged == nullptr ? run.extent != nullptr
+                                            : std::find(merged->begin(), merged->end(),
+                                                        run.segment) != merged->end();
       if (!wanted) continue;
       const uint64_t count = run.end - run.first;
       const bool goes_on = !entries.empty() && entries.back().partition == partition->about->id &&
@@ -62,10 +61,9 @@ Status Store::seal_rows(const DefineFamily& family, const Segments* merged, Seal
     }
   }
   if (entries.empty()) return Status::ok();
-  MC_ASSIGN_OR_RETURN(auto writer,
-                      SegmentWriter::create(
-                          env_, path_, new_segment(SegmentKind::kRows, &family, data_bytes),
-                          entries));
+  MC_ASSIGN_OR_RETURN(
+      auto writer, SegmentWriter::create(
+                       env_, path_, new_segment(SegmentKind::kRows, &family, data_bytes), entries));
   for (const Run& run : pieces) {
     const uint64_t byte_count = (run.end - run.first) * row_bytes;
     if (run.segment != nullptr) MC_RETURN_IF_ERROR(run.segment->verify(run.rows, byte_count));
@@ -77,15 +75,16 @@ Status Store::seal_rows(const DefineFamily& family, const Segments* merged, Seal
 }
 
 Status Store::seal_postings(std::string bytes, Sealing& sealing) {
-  MC_ASSIGN_OR_RETURN(const PostingsView view, PostingsView::parse(std::as_bytes(std::span(bytes))));
+  MC_ASSIGN_OR_RETURN(const PostingsView view,
+                      PostingsView::parse(std::as_bytes(std::span(bytes))));
   std::vector<RunEntry> entries;
   for (const DocumentRun& run : view.runs()) {
     entries.push_back({run.partition, 0, run.first_block, run.document_count});
   }
-  MC_ASSIGN_OR_RETURN(auto writer,
-                      SegmentWriter::create(
-                          env_, path_,
-                          new_segment(SegmentKind::kPostings, nullptr, bytes.size()), entries));
+  MC_ASSIGN_OR_RETURN(
+      auto writer,
+      SegmentWriter::create(env_, path_, new_segment(SegmentKind::kPostings, nullptr, bytes.size()),
+                            entries));
   MC_RETURN_IF_ERROR(writer.append(bytes_of(bytes)));
   MC_ASSIGN_OR_RETURN(const SegmentEntry entry, writer.finish());
   sealing.fresh.push_back(entry);

@@ -155,19 +155,18 @@ Status Store::load(Manifest manifest) {
 Status Store::load_segments() {
   Segments postings;
   for (const SegmentEntry& entry : manifest_.segments) {
-    MC_ASSIGN_OR_RETURN(auto segment,
-                        Segment::open(env_, path_, manifest_.store_id, entry));
+    MC_ASSIGN_OR_RETURN(auto segment, Segment::open(env_, path_, manifest_.store_id, entry));
     segments_.push_back(segment);
     const SegmentHeader& header = segment->header();
     const std::byte* rows = segment->rows();
     const bool is_rows = header.kind == SegmentKind::kRows;
-    const bool known = !is_rows || (header.family >= 1 && header.family <= state_.families.size() &&
-                                    header.row_bytes ==
-                                        row_bytes_of(*state_.families[header.family - 1]));
+    const bool known =
+        !is_rows || (header.family >= 1 && header.family <= state_.families.size() &&
+                     header.row_bytes == row_bytes_of(*state_.families[header.family - 1]));
     for (const RunEntry& run : segment->runs()) {
       if (!known || run.partition >= state_.partitions.size()) {
-        return Status::corruption(str_cat(segment->path(), ":40: expected a family and ",
-                                          "partitions of the manifest"));
+        return Status::corruption(
+            str_cat(segment->path(), ":40: expected a family and ", "partitions of the manifest"));
       }
       Partition& partition = own_partition(run.partition);
       if (is_rows) {
@@ -212,13 +211,12 @@ Status Store::load_log() {
                                                        WriteMode::kOverwrite));
     MC_RETURN_IF_ERROR(file->sync());
   }
-  wal_ = std::make_unique<WalWriter>(
-      env_,
-      WalOptions{.directory = path_,
-                 .store_id = manifest_.store_id,
-                 .first_file_bytes = options_.wal_first_file_bytes,
-                 .most_file_bytes = options_.wal_most_file_bytes},
-      replay.next);
+  wal_ = std::make_unique<WalWriter>(env_,
+                                     WalOptions{.directory = path_,
+                                                .store_id = manifest_.store_id,
+                                                .first_file_bytes = options_.wal_first_file_bytes,
+                                                .most_file_bytes = options_.wal_most_file_bytes},
+                                     replay.next);
   wal_->inherit(std::move(replay.numbers), replay.byte_count);
   return Status::ok();
 }
@@ -243,6 +241,8 @@ Status Store::remove_leftovers() {
   return Status::ok();
 }
 
-Status Store::publish(const Manifest& manifest) { return write_manifest(env_, path_, manifest); }
+Status Store::publish(const Manifest& manifest) {
+  return write_manifest(env_, path_, manifest);
+}
 
 }  // namespace mc

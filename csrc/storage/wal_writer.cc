@@ -40,8 +40,7 @@ Status WalWriter::append(const RecordParts& record) {
       MC_RETURN_IF_ERROR(start_file());
     }
     const uint64_t room = header_.file_bytes - end_ - sizeof(WalFrameHeader);
-    const uint64_t payload =
-        std::min(record.byte_count() - done, room - room % kFrameAlign);
+    const uint64_t payload = std::min(record.byte_count() - done, room - room % kFrameAlign);
     uint8_t flags = done == 0 ? kFirstFrame : 0;
     if (done + payload == record.byte_count()) flags |= kLastFrame;
     append_frame(flags, payload, record, done);

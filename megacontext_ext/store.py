@@ -1,0 +1,320 @@
+"""A store: a directory with one context, its tokens, rows and lexical index.
+
+One process writes, any number may read (`read_only=True` sees the store as of its opening). A
+change is visible when its call returns and durable when `commit()` returns; after a crash the
+store holds exactly the changes up to some point at or after the last commit. Every method may be
+called from any thread; blocking calls release the GIL.
+
+>>> import tempfile
+>>> import numpy as np
+>>> with Store.create(tempfile.mkdtemp(), {"model": "none"}) as store:
+...     notes = store.add_partition("notes.txt")
+...     ready = store.append_tokens(notes, np.arange(70, dtype=np.uint32))
+...     store.commit()
+...     print(ready, store.token_count(notes))
+(0, 2) 70
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from megacontext_ext import _engine
+from megacontext_ext.errors import InvalidArgument, NotFound
+
+__all__ = ["NO_CHAR_START", "Partition", "RowFamily", "Snapshot", "Store", "StoreOptions"]
+
+RowDtype = Literal["f32", "bf16", "f16", "i8", "u8"]
+Tokens = npt.NDArray[np.uint32]
+Indices = npt.NDArray[np.uint64]
+
+NO_CHAR_START = 2**64 - 1
+"""What `block_char_starts` gives for blocks whose tokens were appended without."""
+
+
+@dataclass(frozen=True)
+class Partition:
+    """One source and its timeline."""
+
+    id: int
+    source: str
+    metadata_json: str
+    token_count: int
+    created_ms: int  # since 1970-01-01 UTC
+
+
+@dataclass(frozen=True)
+class RowFamily:
+    """Rows of one kind: fixed width, one for each node of one LOD."""
+
+    name: str
+    lod: int
+    dtype: RowDtype
+    width: int  # elements
+
+
+@dataclass(frozen=True)
+class StoreOptions:
+    """Sizes. The defaults suit a laptop and a server; tests make them small."""
+
+    unsealed_bytes: int = 64 << 20  # kept in memory and in the WAL until a checkpoint seals them
+    close_wal_bytes: int = 1 << 20  # close() seals when the WAL is longer than this
+    wal_first_file_bytes: int = 256 << 10  # the first WAL file; each new one doubles ...
+    wal_most_file_bytes: int = 8 << 20  # ... up to this
+    most_segments_per_family: int = 8  # more are merged at a checkpoint
+
+
+def _integers(name: str, values: npt.ArrayLike, dtype: type[np.unsignedinteger[Any]]) -> Any:
+    """`values` as a contiguous 1-d array of `dtype`; refuses what would not fit."""
+    array = np.asarray(values)
+    if array.size == 0:
+        return np.empty(0, dtype)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise InvalidArgument(
+            f"{name} must be a 1-d array of integers, got {array.ndim}-d {array.dtype}"
+        )
+    if array.dtype != dtype:
+        limits = np.iinfo(dtype)
+        least, most = int(array.min()), int(array.max())
+        if least < 0 or most > limits.max:
+            raise InvalidArgument(f"{name} must lie in [0, {limits.max}], got [{least}, {most}]")
+    return np.ascontiguousarray(array, dtype)
+
+
+class _Reader:
+    """Every read. A store answers with what is there now, a snapshot with what was."""
+
+    _handle: Any
+
+    def partitions(self) -> list[Partition]:
+        """All partitions, by id."""
+        return [Partition(*fields) for fields in self._handle.partitions()]
+
+    def partition(self, partition: int) -> Partition:
+        """One partition. Raises NotFound."""
+        return Partition(*self._handle.partition(partition))
+
+    def token_count(self, partition: int) -> int:
+        return self._handle.token_count(partition)
+
+    def read_tokens(self, partition: int, start: int, end: int) -> Tokens:
+        """Token ids of positions [start, end), [end - start] uint32, copied."""
+        return self._handle.read_tokens(partition, start, end)
+
+    def block_char_starts(self, partition: int, start_block: int, end_block: int) -> Indices:
+        """Character offset in its source of each block's first token, [n] uint64.
+
+        The last block may be the partial one. `NO_CHAR_START` where none was given.
+        """
+        return self._handle.block_char_starts(partition, start_block, end_block)
+
+    def row_families(self) -> list[RowFamily]:
+        """The families that were defined, in that order."""
+        return [RowFamily(*fields) for fields in self._handle.row_families()]
+
+    def row_count(self, name: str, partition: int) -> int:
+        return self._handle.row_count(name, partition)
+
+    def read_rows(self, name: str, partition: int, start: int, end: int) -> npt.NDArray[Any]:
+        """Rows [start, end), [n, width], copied. bf16 comes as uint16, its bits."""
+        return self._handle.read_rows(name, partition, start, end)
+
+    def gather_rows(
+        self, name: str, partitions: npt.ArrayLike, indices: npt.ArrayLike, out: npt.NDArray[Any]
+    ) -> npt.NDArray[Any]:
+        """Row indices[i] of partitions[i] goes to out[i]; returns `out`.
+
+        Args:
+            partitions: [N] integers.
+            indices: [N] integers, each below the row count of its partition.
+            out: [N, width], contiguous, dtype of the family (uint16 for bf16).
+
+        Cost: one copy of each row; each page is checked against its checksum once.
+        """
+        self._handle.gather_rows(
+            name,
+            _integers("partitions", partitions, np.uint32),
+            _integers("indices", indices, np.uint64),
+            out,
+        )
+        return out
+
+    def indexed_blocks(self, partition: int) -> int:
+        """Blocks that `index_text` has covered."""
+        return self._handle.indexed_blocks(partition)
+
+    def search(
+        self, query: str, k: int, partition: int | None = None
+    ) -> tuple[Tokens, Indices, npt.NDArray[np.float32]]:
+        """The k best blocks by BM25, best first: partitions, block indices, scores.
+
+        Ties go to the lower partition, then to the lower block. `partition` restricts the blocks,
+        not the statistics.
+        """
+        return self._handle.search(query, k, partition)
+
+
+class Snapshot(_Reader):
+    """A view that later writes, checkpoints and the store's closing leave unchanged."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+
+class Store(_Reader):
+    """See the module. Use as a context manager, or call `close()`."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        identity: Mapping[str, str],
+        options: StoreOptions | None = None,
+    ) -> Store:
+        """Makes a store in a new or empty directory.
+
+        Args:
+            identity: what the store belongs to, e.g. the model and a hash of its tokenizer.
+
+        Raises: InvalidArgument when there is a store, or other files.
+        """
+        path = os.path.abspath(path)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        return cls(_engine.Store.create(path, dict(identity), asdict(options or StoreOptions())))
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        read_only: bool = False,
+        identity: Mapping[str, str] | None = None,
+        options: StoreOptions | None = None,
+    ) -> Store:
+        """Opens a store.
+
+        Raises:
+            NotFound: no such directory, or an empty one.
+            InvalidArgument: `identity` differs from the store's.
+            StoreLocked: another writer has it.
+            Corruption: damaged, or a directory of something else.
+            Unsupported: a newer version wrote it.
+        """
+        settings = asdict(options or StoreOptions())
+        path = os.path.abspath(path)
+        return cls(_engine.Store.open(path, read_only, dict(identity or {}), settings))
+
+    @classmethod
+    def open_or_create(
+        cls,
+        path: str | os.PathLike[str],
+        identity: Mapping[str, str],
+        options: StoreOptions | None = None,
+    ) -> Store:
+        """Opens the store at `path`, or makes it when there is none."""
+        try:
+            return cls.open(path, identity=identity, options=options)
+        except NotFound:
+            return cls.create(path, identity, options)
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def path(self) -> str:
+        return self._handle.path
+
+    @property
+    def read_only(self) -> bool:
+        return self._handle.read_only
+
+    @property
+    def identity(self) -> dict[str, str]:
+        return self._handle.identity
+
+    def add_partition(self, source: str, metadata_json: str = "{}") -> int:
+        """Adds a source that the store does not have yet; returns its partition id."""
+        return self._handle.add_partition(source, metadata_json)
+
+    def find_partition(self, source: str) -> Partition | None:
+        found = self._handle.find_partition(source)
+        return None if found is None else self.partition(found)
+
+    def set_metadata(self, partition: int, metadata_json: str) -> None:
+        self._handle.set_metadata(partition, metadata_json)
+
+    def append_tokens(
+        self, partition: int, tokens: npt.ArrayLike, char_starts: npt.ArrayLike | None = None
+    ) -> tuple[int, int]:
+        """Appends to the end of a timeline.
+
+        Args:
+            tokens: [n] token ids below 2**32.
+            char_starts: [n] character offset of each token in its source.
+
+        Returns: the half-open range of blocks (LOD-1 nodes) that became full.
+        """
+        starts = None if char_starts is None else _integers("char_starts", char_starts, np.uint64)
+        return self._handle.append_tokens(partition, _integers("tokens", tokens, np.uint32), starts)
+
+    def define_rows(self, name: str, lod: int, dtype: RowDtype, width: int) -> None:
+        """Defines a row family; the same definition again changes nothing."""
+        self._handle.define_rows(name, lod, dtype, width)
+
+    def put_rows(self, name: str, partition: int, first_index: int, rows: npt.NDArray[Any]) -> None:
+        """Appends rows at `row_count`, or overwrites rows that are there.
+
+        Args:
+            rows: [n, width], contiguous, dtype of the family (uint16 for bf16). A node may have a
+                row when it has at least one token.
+        """
+        self._handle.put_rows(name, partition, first_index, rows)
+
+    def index_text(self, partition: int, first_block: int, texts: Sequence[str]) -> None:
+        """Adds the text of blocks to the lexical index.
+
+        `first_block` must be `indexed_blocks(partition)`. The last text may be that of the partial
+        block; tokens that it gets later are then never indexed.
+        """
+        self._handle.index_text(partition, first_block, list(texts))
+
+    def commit(self) -> None:
+        """Everything appended before is durable on return. Cost: one fdatasync."""
+        self._handle.commit()
+
+    def checkpoint(self) -> None:
+        """Seals everything into immutable segments and cuts the WAL. Implies commit()."""
+        self._handle.checkpoint()
+
+    def snapshot(self) -> Snapshot:
+        """A view of this moment. Cost: one pointer a partition."""
+        return Snapshot(self._handle.snapshot())
+
+    def stats(self) -> dict[str, int | float]:
+        return self._handle.stats()
+
+    def check(self) -> None:
+        """Reads every byte and compares every count. Raises Corruption at the first fault."""
+        self._handle.check()
+
+    def close(self) -> None:
+        """Commits and lets the next writer in. Writing afterwards is an error."""
+        self._handle.close()
