@@ -14,7 +14,7 @@ cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD/python" PYTHONUNBUFFERED=1
 export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 PYTHON=${PYTHON:-python3}
-GPU_HOME=${GPU_HOME:-/tmp/megacontext-gpu}
+GPU_HOME=${GPU_HOME:-$PWD/build/gpu}
 OUT=${OUT:-$GPU_HOME/out}
 CONFIG=${CONFIG:-configs/train/kv_gists_smollm2.yaml}
 MINUTES=${MINUTES:-8.2}
@@ -68,9 +68,9 @@ pack)
     mv "$out/all/part-0.safetensors" "$out/one/base/"
     mv "$out"/all/* "$out/two/base/"
     rmdir "$out/all"
-    cp "$shards"/train-0[0-1].u16.xz "$out/one/shards/"
-    cp "$shards"/train-0[2-4].u16.xz "$shards"/val.* "$shards"/manifest.json "$out/two/shards/"
-    cp "$shards"/train-0[5-9].u16.xz "$shards"/train-1*.u16.xz "$shards"/test.* "$out/three/shards/"
+    cp "$shards"/train-0[0-2].u16.xz "$out/one/shards/"
+    cp "$shards"/train-0[3-6].u16.xz "$shards"/val.* "$shards"/manifest.json "$out/two/shards/"
+    cp "$shards"/train-0[7-9].u16.xz "$shards"/train-1*.u16.xz "$shards"/test.* "$out/three/shards/"
     du -sm "$out"/*
     ;;
 receive) receive "$2" ;;
