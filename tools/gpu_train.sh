@@ -7,6 +7,8 @@
 #   tools/gpu_train.sh train OUT/two                           there, call 2: first slice
 #   tools/gpu_train.sh finish OUT/three                        there, call 3: last slice, measure
 #
+#   BASE=DIR SHARDS=DIR tools/gpu_train.sh                     all of it on this machine
+#
 # Each of one, two, three stays under 64 MB. What was received stays in $GPU_HOME between calls.
 # MINUTES is the slice, BUDGET the whole run in minutes, OUT the folder whose files come back.
 set -euo pipefail
@@ -22,8 +24,10 @@ BUDGET=${BUDGET:-15.2}
 mkdir -p "$GPU_HOME/base" "$GPU_HOME/shards" "$OUT"
 
 receive() {
-    if [ -d "$1/base" ]; then cp "$1"/base/* "$GPU_HOME/base/"; fi
-    if [ -d "$1/shards" ]; then cp "$1"/shards/* "$GPU_HOME/shards/"; fi
+    local kind
+    for kind in base shards; do
+        if compgen -G "$1/$kind/*" > /dev/null; then cp "$1/$kind"/* "$GPU_HOME/$kind/"; fi
+    done
     ls -l "$GPU_HOME/base" "$GPU_HOME/shards"
 }
 
@@ -59,11 +63,27 @@ bring_back() {
     ls -l "$OUT"
 }
 
-case ${1:?stage} in
+measure() {
+    "$PYTHON" -m megacontext.eval.gists --base "$GPU_HOME/model" \
+        --shard "$GPU_HOME/shards/test.u16.xz" --adapter "$GPU_HOME/export/adapter.safetensors" \
+        --out "$GPU_HOME/eval" --per-domain "${SPANS:-40}" --batch 16
+}
+
+case ${1:-local} in
+local)
+    : "${BASE:?folder of the base}" "${SHARDS:?folder of the shards}"
+    mkdir -p "$GPU_HOME/model"
+    cp "$BASE"/config.json "$BASE"/model.safetensors "$GPU_HOME/model/"
+    cp "$SHARDS"/* "$GPU_HOME/shards/"
+    MINUTES=$BUDGET
+    trap bring_back EXIT
+    train
+    measure
+    ;;
 pack)
     out=$2 gguf=$3 config=$4 shards=$5
     rm -rf "$out/one" "$out/two" "$out/three" "$out/all"
-    mkdir -p "$out"/{one,two,three}/{base,shards}
+    mkdir -p "$out"/{one,two}/{base,shards} "$out/three/shards"
     "$PYTHON" -m megacontext.train.packed_base pack --gguf "$gguf" --config "$config" --out "$out/all"
     mv "$out/all/part-0.safetensors" "$out/one/base/"
     mv "$out"/all/* "$out/two/base/"
@@ -90,9 +110,7 @@ finish)
     unpack
     trap bring_back EXIT
     train
-    "$PYTHON" -m megacontext.eval.gists --base "$GPU_HOME/model" \
-        --shard "$GPU_HOME/shards/test.u16.xz" --adapter "$GPU_HOME/export/adapter.safetensors" \
-        --out "$GPU_HOME/eval" --per-domain "${SPANS:-40}" --batch 16
+    measure
     ;;
 *)
     echo "unknown stage $1" >&2
