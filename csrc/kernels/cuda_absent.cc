@@ -3,6 +3,7 @@
 #include "base/status.h"
 #include "kernels/focused_attention/focused_attention.h"
 #include "kernels/focused_attention/read_plan.h"
+#include "kernels/gaussian_rope/gaussian_rope.h"
 #include "kernels/gist_pool/gist_pool.h"
 #include "kernels/score_topk/score_topk.h"
 
@@ -59,6 +60,14 @@ Status topk_cuda(const TopkArgs&, const Exec&) {
 }
 Status score_topk_cuda(const ScoreTopkArgs&, const Exec&) {
   return cuda_absent("score_topk");
-}
+  Status gaussian_rope_tables_cuda(const Exec&, const GaussianRopeTablesArgs&) {
+    return cuda_absent("gaussian_rope_tables");
+  }
+  Status gaussian_rope_cuda(const Exec&, const GaussianRopeArgs&) {
+    return cuda_absent("gaussian_rope");
+  }
+  Status gaussian_rope_tables_backward_cuda(const Exec&, const GaussianRopeBackwardArgs&) {
+    return cuda_absent("gaussian_rope_tables_backward");
+  }
 
 }  // namespace mc

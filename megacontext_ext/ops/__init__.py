@@ -15,6 +15,7 @@ from megacontext_ext.ops.focused_attention import (
     make_read_plan,
     merge_attention,
 )
+from megacontext_ext.ops.gaussian_rope import gaussian_rope, gaussian_rope_, gaussian_rope_tables
 from megacontext_ext.ops.gist_pool import gist_pool, gist_pool_tree, gist_pool_tree_counts
 from megacontext_ext.ops.score_topk import score_beam, score_topk, score_topk_at, topk
 
@@ -26,6 +27,9 @@ __all__ = [
     "cpu_level",
     "dense_query_starts",
     "focused_attention",
+    "gaussian_rope",
+    "gaussian_rope_",
+    "gaussian_rope_tables",
     "gist_pool",
     "gist_pool_tree",
     "gist_pool_tree_counts",

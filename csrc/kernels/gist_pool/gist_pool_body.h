@@ -93,10 +93,12 @@ MC_INLINE void pool_tail(const PoolShape& shape, const T* rows, const float* sha
 
 template <class T>
 void pool_block(const PoolShape& shape, const T* rows, const float* shares, T* gist) {
-  constexpr int kWide = 8;
   int64_t at = 0;
-  for (; at + kWide * Vec::kLanes <= shape.width; at += kWide * Vec::kLanes) {
-    pool_columns<T, kWide>(shape, rows + at, shares, gist + at);
+  for (; at + 8 * Vec::kLanes <= shape.width; at += 8 * Vec::kLanes) {
+    pool_columns<T, 8>(shape, rows + at, shares, gist + at);
+  }
+  for (; at + 4 * Vec::kLanes <= shape.width; at += 4 * Vec::kLanes) {
+    pool_columns<T, 4>(shape, rows + at, shares, gist + at);
   }
   for (; at + Vec::kLanes <= shape.width; at += Vec::kLanes) {
     pool_columns<T, 1>(shape, rows + at, shares, gist + at);
