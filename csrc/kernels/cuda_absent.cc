@@ -60,14 +60,15 @@ Status topk_cuda(const TopkArgs&, const Exec&) {
 }
 Status score_topk_cuda(const ScoreTopkArgs&, const Exec&) {
   return cuda_absent("score_topk");
-  Status gaussian_rope_tables_cuda(const Exec&, const GaussianRopeTablesArgs&) {
-    return cuda_absent("gaussian_rope_tables");
-  }
-  Status gaussian_rope_cuda(const Exec&, const GaussianRopeArgs&) {
-    return cuda_absent("gaussian_rope");
-  }
-  Status gaussian_rope_tables_backward_cuda(const Exec&, const GaussianRopeBackwardArgs&) {
-    return cuda_absent("gaussian_rope_tables_backward");
-  }
+}
+Status gaussian_rope_tables_cuda(const Exec&, const GaussianRopeTablesArgs&) {
+  return cuda_absent("gaussian_rope_tables");
+}
+Status gaussian_rope_cuda(const Exec&, const GaussianRopeArgs&) {
+  return cuda_absent("gaussian_rope");
+}
+Status gaussian_rope_tables_backward_cuda(const Exec&, const GaussianRopeBackwardArgs&) {
+  return cuda_absent("gaussian_rope_tables_backward");
+}
 
 }  // namespace mc
