@@ -14,7 +14,7 @@ def percent(value: float) -> str:
 
 def suite_table(summary: dict[str, Any]) -> list[str]:
     lines = [
-        f"{summary['spans']} spans of {summary['documents']} documents; "
+        f"{summary['spans']} spans of {summary['passages']} passages; "
         f"NLL full {summary['nll_full']:.4f}, drop {summary['nll_drop']:.4f} "
         f"(gap {summary['nll_drop'] - summary['nll_full']:.4f} nats)",
         "",

@@ -4,7 +4,8 @@
 
 Protocol: 256 tokens of prefix, a 512-token span, 512 tokens of suffix scored at their true
 positions. Gap recovery of a method = 1 - sum(NLL - NLL_full) / sum(NLL_drop - NLL_full) over
-spans, paired; intervals are bootstrapped over documents, since windows of one document are alike.
+spans, paired; intervals are bootstrapped over passages (16,384 tokens of a document), since windows
+that lie close are alike.
 """
 
 from __future__ import annotations
@@ -105,10 +106,10 @@ def _lower_rows(adapter: GistAdapter) -> Method:
 
 
 def interval(
-    loss: np.ndarray, gap: np.ndarray, documents: np.ndarray, draws: int = 2000
+    loss: np.ndarray, gap: np.ndarray, passages: np.ndarray, draws: int = 2000
 ) -> tuple[float, float]:
-    """95 % bootstrap interval of 1 - sum(loss) / sum(gap), resampling documents."""
-    names, index = np.unique(documents, return_inverse=True)
+    """95 % bootstrap interval of 1 - sum(loss) / sum(gap), resampling passages."""
+    names, index = np.unique(passages, return_inverse=True)
     losses = np.bincount(index, loss, len(names))
     gaps = np.bincount(index, gap, len(names))
     rng = np.random.default_rng(0)
@@ -120,7 +121,7 @@ def interval(
 def summarise(nll: dict[str, list[float]], spans: list[HeldOutSpan]) -> dict[str, Any]:
     """By method: dNLL, recovery with its interval, share worse than drop; also by domain."""
     values = {name: np.array(v) for name, v in nll.items()}
-    documents = np.array([f"{s.source}/{s.title}" for s in spans])
+    passages = np.array([f"{s.source}/{s.title}/{s.passage}" for s in spans])
     domains = np.array([s.domain for s in spans])
     gap = values["drop"] - values["full"]
     table = {}
@@ -131,7 +132,7 @@ def summarise(nll: dict[str, list[float]], spans: list[HeldOutSpan]) -> dict[str
         by_domain = {}
         for domain in np.unique(domains):
             here = domains == domain
-            low, high = interval(loss[here], gap[here], documents[here])
+            low, high = interval(loss[here], gap[here], passages[here])
             by_domain[str(domain)] = {
                 "recovery": 1 - float(loss[here].sum() / gap[here].sum()),
                 "interval": [low, high],
@@ -140,13 +141,13 @@ def summarise(nll: dict[str, list[float]], spans: list[HeldOutSpan]) -> dict[str
         table[name] = {
             "dnll": float(loss.mean()),
             "recovery": 1 - float(loss.sum() / gap.sum()),
-            "interval": list(interval(loss, gap, documents)),
+            "interval": list(interval(loss, gap, passages)),
             "worse_than_drop": float((value > values["drop"] + WORSE_THAN_DROP_NATS).mean()),
             "by_domain": by_domain,
         }
     return {
         "spans": len(spans),
-        "documents": len(set(documents)),
+        "passages": len(set(passages)),
         "nll_full": float(values["full"].mean()),
         "nll_drop": float(values["drop"].mean()),
         "methods": table,
@@ -170,7 +171,7 @@ def run(
         result["suites"][suite.name] = {
             "summary": summarise(nll, spans),
             "nll": {name: [round(x, 5) for x in v] for name, v in nll.items()},
-            "spans": [[s.source, s.domain, s.title] for s in spans],
+            "spans": [[s.source, s.domain, s.title, s.passage] for s in spans],
         }
     return result
 

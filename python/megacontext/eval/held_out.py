@@ -24,6 +24,9 @@ def read_shard(path: Path) -> np.ndarray:
     return np.frombuffer(raw, dtype="<u2")
 
 
+PASSAGE_TOKENS = 16384
+
+
 @dataclass(frozen=True)
 class HeldOutSpan:
     """One scored window of a held-out document."""
@@ -32,6 +35,7 @@ class HeldOutSpan:
     domain: str
     title: str
     ids: np.ndarray
+    passage: int = 0  # Which PASSAGE_TOKENS of the document: what intervals resample.
 
 
 def held_out_spans(shard: Path, width: int, per_domain: int, seed: int = 7) -> list[HeldOutSpan]:
@@ -50,7 +54,8 @@ def held_out_spans(shard: Path, width: int, per_domain: int, seed: int = 7) -> l
         offset = int(rng.integers(0, max(1, end - start - count * width)))
         for number in range(count):
             begin = start + offset + number * width
-            span = HeldOutSpan(source, domain, title, tokens[begin : begin + width])
+            passage = (begin - start) // PASSAGE_TOKENS
+            span = HeldOutSpan(source, domain, title, tokens[begin : begin + width], passage)
             by_source.setdefault((domain, source), []).append(span)
     found: list[HeldOutSpan] = []
     for domain in sorted({d for d, _ in by_source}):

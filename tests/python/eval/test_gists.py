@@ -83,7 +83,7 @@ def test_summary_of_known_numbers() -> None:
     assert "| half | +0.1667 | 50.0 %" in "\n".join(suite_table(summary))
 
 
-def test_interval_resamples_documents_not_windows() -> None:
+def test_interval_resamples_passages_not_windows() -> None:
     rng = np.random.default_rng(0)
     loss, gap = rng.normal(0.5, 0.2, 60), np.ones(60)
     wide = interval(np.repeat(loss[:6], 10), gap, np.repeat(np.arange(6), 10).astype(str))
