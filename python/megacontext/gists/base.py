@@ -271,7 +271,7 @@ def shape_from_config(config: Any) -> BaseShape:
             f"[shape_from_config] model_type must be llama, got {fields.get('model_type')!r}"
         )
     rope = fields.get("rope_parameters") or {}
-    theta = rope.get("rope_theta", fields.get("rope_theta", 10000.0))
+    theta = rope.get("rope_theta") or fields.get("rope_theta") or 10000.0
     if rope.get("rope_type", "default") != "default":
         raise ValueError(f"[shape_from_config] rope_type must be default, got {rope!r}")
     heads = fields["num_attention_heads"]

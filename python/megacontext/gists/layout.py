@@ -105,8 +105,14 @@ def plan_rows(
                     visible[at, tokens + place] = inside
             visible[at, tokens + at - row : tokens + at + 1] = True
             at += 1
-    as_tensor = [torch.tensor(x, dtype=torch.long) for x in (learned, asks, stays, last)]
-    return RowPlan(*as_tensor, share, visible)
+    return RowPlan(
+        learned=torch.tensor(learned),
+        asks=torch.tensor(asks),
+        stays=torch.tensor(stays),
+        last=torch.tensor(last),
+        share=share,
+        visible=visible,
+    )
 
 
 @dataclass(frozen=True)

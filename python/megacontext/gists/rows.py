@@ -9,7 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megacontext.gists.adapter import GistAdapter
-from megacontext.gists.base import FrozenBase, KeyValues, merge_heads, rotate, spread_heads
+from megacontext.gists.base import (
+    FrozenBase,
+    KeyValues,
+    LayerWeights,
+    merge_heads,
+    rotate,
+    spread_heads,
+)
 from megacontext.gists.layout import RowPlan
 
 
@@ -53,7 +60,9 @@ def compute_rows(
     rows = GistRows([], [], plan.stays)
     for number, frozen in enumerate(base.layers):
 
-        def project(name: str, y: Tensor, number: int = number, frozen=frozen) -> Tensor:
+        def project(
+            name: str, y: Tensor, number: int = number, frozen: LayerWeights = frozen
+        ) -> Tensor:
             low = F.linear(y, weights[f"into_{name}"][number])
             change = F.linear(low, weights[f"out_{name}"][number])
             return F.linear(y, getattr(frozen, name)) + change

@@ -15,6 +15,7 @@ import math
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ from megacontext.gists.rows import assemble, compute_rows
 from megacontext.train.checkpoint import read_checkpoint, write_checkpoint
 from megacontext.train.config import GistTraining, read_config
 from megacontext.train.tokens import TokenWindows
+
+# ids [B, T] of windows -> normed hidden states [B, >= suffix, width].
+Reader = Callable[[Tensor], Tensor]
 
 
 class TrainingFailed(RuntimeError):
@@ -260,9 +264,9 @@ class GistTrainer:
         return found
 
     def progress(self) -> float:
-        if self.config.budget_steps is not None:
-            return self.step / self.config.budget_steps
-        return self.elapsed_s / 60 / self.config.budget_minutes
+        if self.config.budget_minutes is not None:
+            return self.elapsed_s / 60 / self.config.budget_minutes
+        return self.step / (self.config.budget_steps or 1)
 
     def run(self, minutes: float | None = None, steps: int | None = None) -> None:
         """Trains until the slice (minutes or steps) or the whole budget is used, then saves."""
@@ -360,13 +364,13 @@ class ValidationSet:
         self._gap: tuple[float, float] | None = None
 
     @torch.no_grad()
-    def _nll(self, ids: Tensor, read) -> float:
+    def _nll(self, ids: Tensor, read: Reader) -> float:
         layout = self.layout
         hidden = read(ids)[:, -layout.suffix :].flatten(0, 1)
         targets = ids[:, -layout.suffix :].flatten()
         return float(distill(hidden, self.base.head, hidden, targets, 1.0).surprise) * len(ids)
 
-    def _total(self, read, batch: int) -> float:
+    def _total(self, read: Reader, batch: int) -> float:
         return sum(self._nll(part, read) for part in self.ids.split(batch)) / len(self.ids)
 
     @torch.no_grad()
@@ -377,7 +381,7 @@ class ValidationSet:
         layout, base = self.layout, self.base
         known = layout.prefix + layout.span
 
-        def through(rows: int):
+        def through(rows: int) -> Reader:
             def read(ids: Tensor) -> Tensor:
                 cache = base.read(ids[:, :known])[1]
                 return read_suffix(base, adapter, replace(layout, rows=rows), ids, cache)
