@@ -19,6 +19,10 @@ ROOT = Path(__file__).resolve().parent.parent
 EMULATED_THREAD_ORDER_SEED = 7
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--model", help="with -m portability: certify this checkpoint folder")
+
+
 @dataclass(frozen=True)
 class KernelDevice:
     """One way to run the operators: a CPU level, CUDA source on the CPU, or a CUDA device."""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.utils import logging
 
@@ -97,10 +97,18 @@ def load(
     chosen = _chosen_dtype(dtype, torch.device(device))
     with _quiet():
         model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=chosen, attn_implementation="sdpa"
+            source, dtype=chosen, attn_implementation=_attention_of(source)
         )
     wrapped = TextTokenizer(AutoTokenizer.from_pretrained(source), _end_tokens(model))
     return TransformersBase(model.to(torch.device(device)), wrapped, name)  # type: ignore[arg-type]
+
+
+def _attention_of(source: str) -> str:
+    """"sdpa", or "eager" for models whose scores need more than it has (Gemma 2's soft cap)."""
+    kind = type(AutoConfig.from_pretrained(source))
+    if kind not in AutoModelForCausalLM._model_mapping:
+        return "sdpa"
+    return "sdpa" if AutoModelForCausalLM._model_mapping[kind]._supports_sdpa else "eager"
 
 
 def _chosen_dtype(dtype: DtypeName, device: torch.device) -> torch.dtype:

@@ -1,0 +1,51 @@
+"""The command line of porting: `megacontext port MODEL`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megacontext.models.port.porting import port, verdict_table
+from megacontext_ext.errors import MegaContextError
+
+
+def port_model(
+    model: Annotated[str, typer.Argument(help="smollm2, a model folder, or a hub id.")],
+    out: Annotated[Path, typer.Option(help="Where configuration and card go.")] = Path(
+        "configs/models"
+    ),
+    name: Annotated[str | None, typer.Option(help="Name of the files; else the model's.")] = None,
+    untrained: Annotated[
+        bool, typer.Option(help="Weights are random: ask nothing of the text they write.")
+    ] = False,
+) -> None:
+    """Certify a checkpoint as a base: inspect, check, measure, write a configuration and a card.
+
+    Runs no code of the checkpoint. Exit status 1: refused, with the reasons.
+    """
+    try:
+        outcome = port(model, out, name=name, untrained=untrained, say=_say)
+    except MegaContextError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+    if outcome.verdicts:
+        typer.echo(verdict_table(outcome.verdicts))
+    for note in outcome.inspection.notes:
+        typer.echo(f"note: {note}")
+    if outcome.reasons:
+        for reason in outcome.reasons:
+            typer.echo(f"refused: {reason}", err=True)
+        raise typer.Exit(1)
+    for path in outcome.files:
+        typer.echo(f"wrote {path}")
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def main() -> None:
+    """Entry point of tools/port_model.py."""
+    typer.run(port_model)

@@ -1,0 +1,187 @@
+"""Porting: a good checkpoint is certified, a broken one is refused with the right reason."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from families import FAMILIES, tokenizer
+
+from megacontext.models.port import inspect_checkpoint, port
+from megacontext.models.port.arithmetic import BaseShape
+from megacontext.models.port.porting import planned
+from megacontext_ext.errors import NotFound
+
+pytestmark = pytest.mark.portability
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "models"
+LOADABLE = [f for f in FAMILIES if f.name != "qwen2_vl_text"]
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("good") / "tiny-llama"
+    _save(next(f for f in FAMILIES if f.name == "llama3"), folder)
+    return folder
+
+
+@pytest.fixture
+def broken(good, tmp_path) -> Path:
+    return shutil.copytree(good, tmp_path / "broken")
+
+
+def _save(family, folder: Path) -> None:
+    family.base().model.save_pretrained(folder)
+    tokenizer(family.tokenizer).save_pretrained(folder)
+
+
+def _edit(path: Path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("family", LOADABLE, ids=lambda f: f.name)
+def test_family_goes_from_a_folder_to_a_card(family, tmp_path):
+    folder = tmp_path / family.name
+    _save(family, folder)
+    outcome = port(str(folder), tmp_path / "out", untrained=True)
+    assert outcome.reasons == []
+    written = yaml.safe_load(outcome.files[0].read_text())
+    assert written["shape"]["width"] == 48
+    assert written["positions"] == ("absolute" if family.name == "gpt2" else "rotary")
+    assert written["checks"]["plain_forward"] == "pass"
+    assert written["bytes_per_million_tokens"]["tokens_u32"] == 4_000_000
+    assert "| plain_forward | pass |" in outcome.files[1].read_text()
+
+
+def test_untrained_weights_are_refused_unless_they_were_announced(good, tmp_path):
+    outcome = port(str(good), tmp_path / "out")
+    assert len(outcome.reasons) == 1
+    assert "reads_text: plain English costs" in outcome.reasons[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_with_nan_are_refused_by_name(broken):
+    path = broken / "model.safetensors"
+    weights = load_file(path)
+    weights["model.layers.1.mlp.up_proj.weight"][3, 4] = torch.nan
+    weights["model.norm.weight"][0] = torch.inf
+    save_file(weights, path, {"format": "pt"})
+    (reason,) = inspect_checkpoint(broken).refusals
+    assert "1 values of model.layers.1.mlp.up_proj.weight and 1 more are NaN" in reason
+
+
+def test_tokenizer_of_another_model_is_refused(broken):
+    state = json.loads((broken / "tokenizer.json").read_text())
+    state["model"]["vocab"]["far"] = 70_000
+    (broken / "tokenizer.json").write_text(json.dumps(state))
+    (reason,) = inspect_checkpoint(broken).refusals
+    assert reason == "wrong tokenizer: its largest token is 70000, the base has 512 rows"
+
+
+def test_tokenizer_that_is_far_too_small_is_refused(broken):
+    state = json.loads((broken / "tokenizer.json").read_text())
+    kept = dict(list(state["model"]["vocab"].items())[:100])
+    state["model"] |= {"vocab": kept, "merges": []}
+    (broken / "tokenizer.json").write_text(json.dumps(state))
+    (reason,) = inspect_checkpoint(broken).refusals
+    assert "wrong tokenizer: it has 100 tokens" in reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"auto_map": {"AutoModel": "modeling.My"}}, "asks for code of its own"),
+        ({"model_type": "my-own"}, "knows no model_type 'my-own'"),
+        ({"model_type": "mamba"}, "unsupported attention"),
+        ({"model_type": "t5"}, "unsupported attention: an encoder-decoder"),
+        ({"model_type": "bert"}, "every token of this model sees those after it"),
+        ({"model_type": "clip"}, "no causal language model for model_type 'clip'"),
+    ],
+)
+def test_configuration_that_cannot_be_a_base_is_refused(broken, changes, reason):
+    _edit(broken / "config.json", **changes)
+    refusals = inspect_checkpoint(broken, weights=False).refusals
+    assert reason in refusals[0]
+
+
+def test_python_files_are_refused_and_never_run(broken):
+    (broken / "modeling_mine.py").write_text("raise SystemExit('was run')")
+    (reason,) = inspect_checkpoint(broken).refusals
+    assert "modeling_mine.py" in reason
+
+
+def test_layers_without_keys_are_refused(broken):
+    _edit(
+        broken / "config.json", model_type="qwen3_next", layer_types=["linear_attention"] * 4,
+    )  # fmt: skip
+    assert "linear_attention" in inspect_checkpoint(broken, weights=False).refusals[0]
+
+
+def test_pickled_weights_are_not_opened(broken):
+    (broken / "model.safetensors").rename(broken / "pytorch_model.bin")
+    (reason,) = inspect_checkpoint(broken).refusals
+    assert "pytorch_model.bin are not opened" in reason
+
+
+def test_torn_weights_are_refused(broken):
+    path = broken / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    (reason,) = inspect_checkpoint(broken).refusals
+    assert "model.safetensors cannot be read" in reason
+
+
+def test_folder_without_tokenizer_is_refused(broken):
+    (broken / "tokenizer.json").unlink()
+    assert "no tokenizer.json" in inspect_checkpoint(broken).refusals[0]
+
+
+def test_folder_without_configuration_is_not_found(tmp_path):
+    with pytest.raises(NotFound, match=r"config\.json"):
+        inspect_checkpoint(tmp_path)
+
+
+def test_good_checkpoint_is_not_refused(good):
+    found = inspect_checkpoint(good)
+    assert found.refusals == ()
+    assert found.facts["rope"] == "llama3"
+    assert found.shape.kv_values_per_token == 2 * 4 * 2 * 8
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_ready_made_configuration_follows_from_its_architecture(path):
+    written = yaml.safe_load(path.read_text())
+    shape, parameters = planned(path)
+    assert written["parameters"] == parameters
+    assert written["bytes_per_million_tokens"] == shape.bytes_per_million_tokens()
+    assert written["gists"]["width"] == shape.width
+
+
+# Parameter counts that their makers published.
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("llama-3.1-8b", 8_030_261_248), ("llama-3.3-70b", 70_553_706_496),
+        ("mixtral-8x7b", 46_702_792_704), ("qwen3-8b", 8_190_735_360),
+        ("gemma-2-9b", 9_241_705_984), ("phi-3-mini-4k", 3_821_079_552), ("gpt2", 124_439_808),
+    ],
+)  # fmt: skip
+def test_ready_made_configuration_has_the_published_size(name, parameters):
+    assert yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["parameters"] == parameters
+
+
+def test_bytes_of_a_million_tokens_worked_by_hand():
+    shape = BaseShape("x", 62, 3, 4, 2, 8, 100, 512, 0, 0)
+    rows = shape.bytes_per_million_tokens()
+    assert shape.kv_values_per_token == 96
+    assert rows["embedding_gists_bf16"] == 4_000_000
+    assert rows["kv_pages_bf16"] == 192_000_000
+    assert rows["kv_gists_bf16"] == round(1e6 / 31 * 2 * (96 + 6))

@@ -1,0 +1,8 @@
+"""Certify a checkpoint as a base: python tools/port_model.py MODEL [--out configs/models]."""
+
+from __future__ import annotations
+
+from megacontext.models.port.command import main
+
+if __name__ == "__main__":
+    main()
