@@ -106,6 +106,7 @@ train)
     train
     ;;
 finish)
+    EXTRA="${EXTRA:-} --batch ${BATCH:-64}"
     receive "$2"
     unpack
     trap bring_back EXIT

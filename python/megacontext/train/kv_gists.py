@@ -439,6 +439,7 @@ def main(arguments: list[str] | None = None) -> None:
     trainer = GistTrainer(config, base, windows, options.out, validation)
     if trainer.resume():
         print(f"[train] resumed at step {trainer.step}, {trainer.elapsed_s:.0f} s", flush=True)
+        trainer.batch = options.batch or trainer.batch
     elif options.init is not None:
         trainer.start_from(GistAdapter.load(options.init))
     if options.compile:
