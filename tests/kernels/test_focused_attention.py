@@ -330,8 +330,6 @@ def gradients(device: Any, p: Problem, grad_out: Tensor, grad_lse: Tensor) -> li
 
 
 def check_backward(device: Any, case: Case, dtype: torch.dtype) -> None:
-    if device.is_cuda:
-        pytest.skip("the backward on CUDA is not written yet (2026-11-22)")
     problem = make(case, dtype)
     grad_out = torch.randn_like(problem.q)
     grad_lse = torch.randn(problem.q.shape[:2])
@@ -362,8 +360,6 @@ def test_gradients_equal_the_reference_in_other_dtypes(
 
 
 def test_autograd_reaches_every_input(wrapper_device: Any) -> None:
-    if wrapper_device.is_cuda:
-        pytest.skip("the backward on CUDA is not written yet (2026-11-22)")
     problem = make(replace(CASES["bias_for_each_head"], sink=True, softcap=4.0), torch.float32)
     place = wrapper_device.put
     leaves = [

@@ -377,22 +377,20 @@ struct MmaAttention {
     }
   }
 
-  // Query block, slice of its rows, and share of its list from the place in the grid.
-  MC_DEVICE void run(int query_block, int slice, int kv, int split) {
+  // Takes a slice of a query block's rows and a share of its list; false when there are no rows.
+  MC_DEVICE bool place(int query_block, int slice, int kv, int split, bool* cut) {
     kv_head = kv;
     first_query = args.starts[query_block];
     query_count = args.starts[query_block + 1] - first_query;
     row_count = args.group * query_count;
     row0 = slice * S::kRows;
-    if (row0 >= row_count) return;
     const int which = args.list_of(kv, query_block), total = args.counts[which];
-    const bool cut = total > args.capacity;
-    const int all_turns = cut ? 0 : (total + kBlocks - 1) / kBlocks;
+    *cut = total > args.capacity;
+    const int all_turns = *cut ? 0 : (total + kBlocks - 1) / kBlocks;
     const int share = (all_turns + args.splits - 1) / args.splits * kBlocks;
     list = args.blocks + int64_t{which} * args.capacity + int64_t{split} * share;
-    list_count = cut ? 0 : max(0, min(share, total - split * share));
-    run_list();
-    store(split, cut);
+    list_count = *cut ? 0 : max(0, min(share, total - split * share));
+    return row0 < row_count;
   }
 };
 
@@ -404,8 +402,13 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   MC_DYNAMIC_SMEM(smem);
   MmaAttention<T, kWidth, kM, kWarps, kBlocks> attention(args, smem);
   const int turn = static_cast<int>(gridDim.x) - 1 - static_cast<int>(blockIdx.x);
-  attention.run(turn / slices, turn % slices, static_cast<int>(blockIdx.y),
-                static_cast<int>(blockIdx.z));
+  const int split = static_cast<int>(blockIdx.z);
+  bool cut;
+  if (!attention.place(turn / slices, turn % slices, static_cast<int>(blockIdx.y), split, &cut)) {
+    return;
+  }
+  attention.run_list();
+  attention.store(split, cut);
 }
 
 template <class T, int kWidth, int kM, int kWarps, int kBlocks>
