@@ -13,9 +13,13 @@ namespace mc::focused {
 
 template <class T, int kWidth>
 struct BlockGradient {
-  static constexpr int kWarps = 2, kThreads = kWarps * kWarp;
+  // Twice the warps where the sums of a whole width would not fit the registers: each pair then
+  // takes half of the columns.
+  static constexpr int kColumnParts = kWidth == 256 ? 2 : 1;
+  static constexpr int kWarps = 2 * kColumnParts, kThreads = kWarps * kWarp;
   static constexpr int kPlaces = static_cast<int>(kBlockPlaces), kQueries = 32;
-  static constexpr int kCells = kWidth / 8, kOutTiles = kWidth / 8, kQueryTiles = kQueries / 8;
+  static constexpr int kCells = kWidth / 8, kOutTiles = kWidth / 8 / kColumnParts,
+                       kQueryTiles = kQueries / 8;
   static constexpr int kTile = kPlaces * kWidth;  // elements; places and queries are both 32
   static constexpr size_t kSmemBytes =
       sizeof(T) * 6 * kTile + sizeof(float) * 2 * 3 * kQueries + sizeof(int) * 2 * kPlaces;
@@ -41,6 +45,9 @@ struct BlockGradient {
     rows = reinterpret_cast<int*>(scalars + 2 * 3 * kQueries);
     positions = rows + kPlaces;
   }
+
+  MC_DEVICE static int place_warp() { return warp_index() % 2; }
+  MC_DEVICE static int column_part() { return warp_index() / 2; }
 
   // Turn t: head of the group, reader, tile of 32 queries inside it.
   struct Turn {
@@ -103,7 +110,7 @@ struct BlockGradient {
 
   // product [16 places, 32 queries] = a [16 places, E] . b [32 queries, E]^T
   MC_DEVICE void multiply(const T* a_tile, const T* b_tile, float (&product)[kQueryTiles][4]) {
-    const int lane = lane_index(), first = warp_index() * 16;
+    const int lane = lane_index(), first = place_warp() * 16;
 #pragma unroll
     for (int n = 0; n < kQueryTiles; ++n) {
       product[n][0] = product[n][1] = product[n][2] = product[n][3] = 0.f;
@@ -127,7 +134,7 @@ struct BlockGradient {
   // sums [16 places, E] += factors [16 places, 32 queries] . tile [32 queries, E]
   MC_DEVICE void accumulate(const float (&factors)[kQueryTiles][4], const T* tile,
                             float (&sums)[kOutTiles][4]) {
-    const int lane = lane_index();
+    const int lane = lane_index(), first = column_part() * kOutTiles;
 #pragma unroll
     for (int k = 0; k < kQueries / 16; ++k) {
       const uint32_t a[4] = {pack2<T>(factors[2 * k][0], factors[2 * k][1]),
@@ -137,7 +144,7 @@ struct BlockGradient {
 #pragma unroll
       for (int n = 0; n < kOutTiles; n += 2) {
         uint32_t b[4];
-        ldmatrix<4, true>(b, tile + cell_at<kWidth>(k * 16 + (lane & 15), n + (lane >> 4)));
+        ldmatrix<4, true>(b, tile + cell_at<kWidth>(k * 16 + (lane & 15), first + n + (lane >> 4)));
         const uint32_t low[2] = {b[0], b[1]}, high[2] = {b[2], b[3]};
         mma_16x8x16<T>(sums[n], a, low);
         mma_16x8x16<T>(sums[n + 1], a, high);
@@ -150,7 +157,7 @@ struct BlockGradient {
                              float (&grads)[kQueryTiles][4]) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int place = warp_index() * 16 + half * 8 + (lane_index() >> 2);
+      const int place = place_warp() * 16 + half * 8 + (lane_index() >> 2);
       const bool filled = rows[place] >= 0;
       const float bias =
           args.bias == nullptr ? 0.f : args.bias_of(t.head)[int64_t{block} * kPlaces + place];
@@ -191,8 +198,8 @@ struct BlockGradient {
       float sum = grad_bias[half];
       sum += __shfl_xor_sync(kFullMask, sum, 1);
       sum += __shfl_xor_sync(kFullMask, sum, 2);
-      const int place = warp_index() * 16 + half * 8 + (lane_index() >> 2);
-      if (back.grad_bias != nullptr && (lane_index() & 3) == 0) {
+      const int place = place_warp() * 16 + half * 8 + (lane_index() >> 2);
+      if (back.grad_bias != nullptr && (lane_index() & 3) == 0 && column_part() == 0) {
         back.grad_bias[(int64_t{head} * args.block_count + block) * kPlaces + place] = sum;
       }
       grad_bias[half] = 0.f;
@@ -202,11 +209,11 @@ struct BlockGradient {
   MC_DEVICE void store() {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int place = warp_index() * 16 + half * 8 + (lane_index() >> 2);
+      const int place = place_warp() * 16 + half * 8 + (lane_index() >> 2);
       const int64_t at = args.pool_row(block * kPlaces + place, kv_head, 5) * kWidth;
 #pragma unroll
       for (int n = 0; n < kOutTiles; ++n) {
-        const int e = n * 8 + 2 * (lane_index() & 3);
+        const int e = (column_part() * kOutTiles + n) * 8 + 2 * (lane_index() & 3);
         const float2 key = make_float2(grad_keys[n][2 * half], grad_keys[n][2 * half + 1]);
         const float2 value = make_float2(grad_values[n][2 * half], grad_values[n][2 * half + 1]);
         memcpy(back.grad_keys + at + e, &key, sizeof key);
@@ -251,7 +258,7 @@ struct BlockGradient {
 
 // grid: (blocks, KV heads)
 template <class T, int kWidth>
-__global__ void __launch_bounds__(2 * kWarp)
+__global__ void __launch_bounds__(BlockGradient<T, kWidth>::kThreads)
     block_gradient_kernel(const __grid_constant__ AttendArgs args,
                           const __grid_constant__ BackwardArgs back) {
   MC_DYNAMIC_SMEM(smem);
@@ -262,8 +269,9 @@ __global__ void __launch_bounds__(2 * kWarp)
 template <class T, int kWidth>
 Status launch_block_gradient(const AttendArgs& args, const BackwardArgs& back, const Exec& exec) {
   const dim3 grid(static_cast<unsigned>(args.block_count), args.kv_heads);
-  return MC_LAUNCH((block_gradient_kernel<T, kWidth>), grid, dim3(2 * kWarp),
-                   (BlockGradient<T, kWidth>::kSmemBytes), exec.stream, args, back);
+  return MC_LAUNCH((block_gradient_kernel<T, kWidth>), grid,
+                   dim3(BlockGradient<T, kWidth>::kThreads), (BlockGradient<T, kWidth>::kSmemBytes),
+                   exec.stream, args, back);
 }
 
 }  // namespace mc::focused
