@@ -101,6 +101,14 @@ void Tiling::collapse(const Timeline& timeline, NodeId node) {
   *siblings &= ~(uint32_t{1} << node.place_in_parent());
 }
 
+NodeId Tiling::last_unexpanded(const Timeline& timeline) const {
+  NodeId node = timeline.root();
+  while (node.lod > 1 && expanded_.find(timeline.partition, node) != nullptr) {
+    node = node.child(timeline.child_count(node) - 1);
+  }
+  return node;
+}
+
 Descent Tiling::descent_to(const Timeline& timeline, uint64_t block) const {
   Descent descent;
   NodeId node{1, block};

@@ -47,6 +47,8 @@ class Tiling {
   void expand(const Timeline& timeline, NodeId node);    // is_entry(node)
   void collapse(const Timeline& timeline, NodeId node);  // expanded, no child expanded
 
+  // The node of the last entry; of LOD 1 when that is a raw block.
+  NodeId last_unexpanded(const Timeline& timeline) const;
   Descent descent_to(const Timeline& timeline, uint64_t block) const;
   void make_raw(const Timeline& timeline, uint64_t block);
   // Expands unfinished and gistless nodes under `node` until what is below has gists.

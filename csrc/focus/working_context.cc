@@ -114,12 +114,18 @@ void WorkingContext::tile_new(Timeline& timeline) {
 void WorkingContext::extend(Timeline& timeline, uint64_t token_count) {
   const uint64_t first_new_block = timeline.block_count();
   tiling_.grow(timeline, token_count);
-  if (timeline.protected_tail_tokens == 0) return;
-  for (uint64_t block = timeline.block_count(); block-- > first_new_block;) {
+  const uint64_t first_raw_block =
+      timeline.protected_tail_tokens == 0 ? timeline.block_count() : first_new_block;
+  for (uint64_t block = timeline.block_count(); block-- > first_raw_block;) {
     if (!timeline.may_be_raw(block)) continue;
     if (tiling_.descent_to(timeline, block).cost > free_places()) break;
     tiling_.make_raw(timeline, block);
   }
+  const NodeId last = tiling_.last_unexpanded(timeline);
+  if (last.span().start < first_new_block * kFanOut || timeline.is_full(last)) return;
+  const uint64_t unfinished_tokens = timeline.span_of(last).token_count();
+  const int64_t gists = tiling_.costs().of_coarsest_tiling(unfinished_tokens);
+  if (gists > 0 && gists <= free_places()) tiling_.open_gists(timeline, last);
 }
 
 void WorkingContext::enforce_raw(const Timeline& timeline) {
