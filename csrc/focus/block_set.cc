@@ -20,6 +20,7 @@ void BlockSet::add(Span blocks) {
 }
 
 void BlockSet::remove(Span blocks) {
+  if (blocks.start >= blocks.end) return;
   std::vector<Span> left;
   for (const Span& range : ranges_) {
     const Span before{range.start, std::min(range.end, blocks.start)};

@@ -1,4 +1,6 @@
 // The invariants of the working context, recomputed from nothing but its entries and its table.
+#include <algorithm>
+
 #include "base/str_cat.h"
 #include "focus/working_context.h"
 
@@ -8,6 +10,17 @@ namespace {
 Status violated(const Entry& entry, const std::string& what) {
   return Status::corruption(str_cat("[check] partition ", entry.partition, " LOD ", int{entry.lod},
                                     " entry [", entry.start, ", ", entry.end, ") ", what));
+}
+
+// Whether one of these blocks must be raw. Looks at the tail and the pins, not at every block.
+bool covers_raw(const Timeline& timeline, Span blocks) {
+  if (timeline.pinned.overlaps(blocks)) return true;
+  const uint64_t end = std::min(blocks.end, timeline.block_count());
+  for (uint64_t block = std::max(blocks.start, timeline.first_protected_block()); block < end;
+       ++block) {
+    if (timeline.may_be_raw(block)) return true;
+  }
+  return false;
 }
 
 }  // namespace
@@ -50,16 +63,8 @@ Status WorkingContext::check_timeline(const Timeline& timeline, int64_t& places)
       status = violated(entry, str_cat("must not take ", entry.places, " places"));
     } else if (is_raw && !timeline.may_be_raw(entry.index)) {
       status = violated(entry, "must not be raw: it is excluded");
-    } else if (!is_raw) {
-      for (uint64_t block = whole.start / kFanOut; block < whole.end / kFanOut; ++block) {
-        if (block * kFanOut >= timeline.token_count) break;
-        if (timeline.pinned.empty() && block < timeline.first_protected_block()) {
-          block = timeline.first_protected_block() - 1;  // nothing to see before the tail
-        } else if (timeline.must_be_raw(block)) {
-          status = violated(entry, str_cat("must be raw at block ", block));
-          break;
-        }
-      }
+    } else if (!is_raw && covers_raw(timeline, {whole.start / kFanOut, whole.end / kFanOut})) {
+      status = violated(entry, "must be raw: it is protected or pinned");
     }
     position = entry.end;
     places += entry.places;

@@ -129,7 +129,8 @@ Descent Tiling::descent_to(const Timeline& timeline, uint64_t block) const {
 }
 
 void Tiling::make_raw(const Timeline& timeline, uint64_t block) {
-  for (const NodeId node : descent_to(timeline, block).nodes()) expand(timeline, node);
+  const Descent descent = descent_to(timeline, block);
+  for (const NodeId node : descent.nodes()) expand(timeline, node);
 }
 
 void Tiling::open_gists(const Timeline& timeline, NodeId node) {

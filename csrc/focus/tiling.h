@@ -22,7 +22,8 @@ struct Descent {
   int64_t cost = 0;  // places after all of them
   int64_t peak = 0;  // the most places on the way, >= cost
 
-  std::span<const NodeId> nodes() const { return {path.data(), static_cast<size_t>(length)}; }
+  std::span<const NodeId> nodes() const& { return {path.data(), static_cast<size_t>(length)}; }
+  std::span<const NodeId> nodes() const&& = delete;  // would point into a temporary
 };
 
 class Tiling {

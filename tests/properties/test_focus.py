@@ -40,9 +40,13 @@ Model, ModelAllocator, Refused = (
 REFUSALS = (errors.InvalidArgument, errors.OverBudget, errors.NotFound)
 PARTITIONS = st.sampled_from([0, 1, 7])
 # Around every border of the tree that is small enough for a model that is slow.
-GROWTH = st.sampled_from([0, 1, 5, 31, 32, 33, 64, 200, 991, 1023, 1024, 1025, 3000, 31_700, 33_000])
+GROWTH = st.sampled_from(
+    [0, 1, 5, 31, 32, 33, 64, 200, 991, 1023, 1024, 1025, 3000, 31_700, 33_000]
+)
 TAILS = st.sampled_from([None, None, 0, 5, 64, 200])
-GISTS = st.sampled_from([(1,) * MAX_LOD, (0,) * MAX_LOD, (1,), (2, 1), (0, 1, 3), (1, 0, 1), (), (5, 32)])
+GISTS = st.sampled_from(
+    [(1,) * MAX_LOD, (0,) * MAX_LOD, (1,), (2, 1), (0, 1, 3), (1, 0, 1), (), (5, 32)]
+)
 # Eighths: sums of them are exact, and equal scores are common.
 EIGHTHS = st.sampled_from([0.0, 0.125, 0.25, 0.5])
 CONFIGS = st.builds(
