@@ -43,7 +43,7 @@ std::string segment_file_name(uint64_t id) {
 
 FileName parse_file_name(std::string_view name) {
   if (name == kManifestName) return {FileKind::kManifest};
-  if (name == kNewManifestName) return {FileKind::kNewManifest};
+  if (name == kNewManifestName || name == kNewWalName) return {FileKind::kUnfinished};
   if (name == kLockName) return {FileKind::kLock};
   uint64_t number = 0;
   if (parse_numbered(name, "wal-", ".log", number)) return {FileKind::kWal, number};

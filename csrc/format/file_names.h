@@ -1,7 +1,8 @@
 // Every name a store gives a file is made and parsed here.
 //   MANIFEST            the current manifest          MANIFEST.new    being written
 //   LOCK                flock held by the writer
-//   wal-<16 hex>.log    a WAL file                    seg-<16 hex>.mcs  an immutable segment
+//   wal-<16 hex>.log    a WAL file                    WAL.new         being written
+//   seg-<16 hex>.mcs    an immutable segment
 #pragma once
 
 #include <cstdint>
@@ -12,9 +13,10 @@ namespace mc {
 
 inline constexpr std::string_view kManifestName = "MANIFEST";
 inline constexpr std::string_view kNewManifestName = "MANIFEST.new";
+inline constexpr std::string_view kNewWalName = "WAL.new";
 inline constexpr std::string_view kLockName = "LOCK";
 
-enum class FileKind : uint8_t { kForeign, kManifest, kNewManifest, kLock, kWal, kSegment };
+enum class FileKind : uint8_t { kForeign, kManifest, kLock, kWal, kSegment, kUnfinished };
 
 struct FileName {
   FileKind kind = FileKind::kForeign;

@@ -203,6 +203,12 @@ uint64_t FaultEnv::random_u64() {
   return next_random(random_state_);
 }
 
+void FaultEnv::kill() {
+  std::lock_guard guard(mutex_);
+  locked_.clear();
+  stop_after_ = stop_after_sync_ = std::nullopt;
+}
+
 uint64_t FaultEnv::operation_count() const {
   std::lock_guard guard(mutex_);
   return operations_;
@@ -258,8 +264,9 @@ std::unique_ptr<FaultEnv> FaultEnv::crash_image(CrashKind kind, uint64_t seed) c
   uint64_t state = seed * 0x2545F4914F6CDD1D + 1;
   Names names = kind == CrashKind::kKept ? live_names_ : durable_names_;
   if (kind == CrashKind::kTorn) {
-    const uint64_t kept = next_random(state) % (unsynced_name_changes_.size() + 1);
-    for (uint64_t i = 0; i < kept; ++i) unsynced_name_changes_[i](names);
+    for (const auto& change : unsynced_name_changes_) {
+      if (next_random(state) % 2 == 0) change(names);
+    }
   }
   auto image = std::make_unique<FaultEnv>();
   image->directories_ = directories_;

@@ -48,6 +48,9 @@ class FaultEnv final : public Env {
   void fail_operation(uint64_t operation, int error_number);  // only that one
   void set_capacity(uint64_t byte_count);                     // ENOSPC beyond it
 
+  // The process dies and the machine goes on: its locks are free, what it wrote is there but not
+  // synced. Objects it had open must not be used any more; not destroyed either.
+  void kill();
   // A new file system as a crash now would leave it.
   std::unique_ptr<FaultEnv> crash_image(CrashKind kind, uint64_t seed) const;
 

@@ -235,7 +235,7 @@ Status Store::remove_leftovers() {
         });
     const bool leftover = (file.kind == FileKind::kWal && !live_wal) ||
                           (file.kind == FileKind::kSegment && !live_segment) ||
-                          file.kind == FileKind::kNewManifest;
+                          file.kind == FileKind::kUnfinished;
     if (leftover) MC_RETURN_IF_ERROR(env_->remove(join_path(path_, name)));
   }
   return Status::ok();

@@ -1,6 +1,5 @@
 #include "storage/wal_reader.h"
 
-#include <algorithm>
 #include <cstring>
 #include <optional>
 
@@ -13,49 +12,8 @@ namespace {
 struct WalFile {
   std::string path;
   std::vector<std::byte> bytes;
-  std::optional<WalFileHeader> header;  // none: not a file of this log (any more)
+  WalFileHeader header;
 };
-
-// A file that does not exist gives no bytes.
-Result<WalFile> load_file(Env* env, const std::string& directory, const StoreId& store_id,
-                          uint64_t number) {
-  WalFile file;
-  file.path = join_path(directory, wal_file_name(number));
-  auto opened = env->open_readable(file.path);
-  if (!opened.is_ok()) {
-    if (opened.status().code() == StatusCode::kNotFound) return file;
-    return opened.status();
-  }
-  file.bytes.resize(opened.value()->byte_count());
-  MC_ASSIGN_OR_RETURN(const size_t got, opened.value()->read_at(0, file.bytes));
-  file.bytes.resize(got);
-  auto header = decode_wal_file_header(file.bytes);
-  if (!header.is_ok()) {
-    if (header.status().code() == StatusCode::kUnsupported) {
-      return Status::unsupported(str_cat(file.path, ":", header.status().message()));
-    }
-    return file;
-  }
-  if (header.value().number == number && header.value().store_id == store_id) {
-    file.header = header.value();
-  }
-  return file;
-}
-
-// Whether a whole frame at or after `from` satisfies `proves`. Salts are not known where the file
-// header is lost, so each frame is tried with its own.
-template <class Proves>
-bool any_frame(const WalFile& file, uint64_t from, Proves proves) {
-  const Bytes bytes = file.bytes;
-  for (uint64_t at = from; at + kLeastFrameBytes <= bytes.size(); at += kFrameAlign) {
-    WalFrameHeader frame;
-    std::memcpy(&frame, bytes.data() + at, sizeof(frame));
-    if (file.header && frame.salt != file.header->salt) continue;
-    if (frame.payload_bytes == 0 || !proves(frame)) continue;
-    if (decode_wal_frame(bytes.subspan(at), frame.salt)) return true;
-  }
-  return false;
-}
 
 class Replayer {
  public:
@@ -66,88 +24,105 @@ class Replayer {
   }
 
   Result<WalReplay> run() {
-    MC_ASSIGN_OR_RETURN(WalFile file, load(replay_.next.number));
-    if (!file.header) {
-      MC_RETURN_IF_ERROR(require_unproven(nullptr, 0, file));
-      return finish();
-    }
-    if (file.header->first_sequence != replay_.next.sequence) {
-      return Status::corruption(str_cat(file.path, ":24: expected first_sequence ",
-                                        replay_.next.sequence, ", got ",
-                                        file.header->first_sequence));
-    }
     while (true) {
+      MC_ASSIGN_OR_RETURN(const auto file, load_next());
+      if (!file) return std::move(replay_);
       replay_.numbers.push_back(replay_.next.number++);
-      MC_ASSIGN_OR_RETURN(const uint64_t end, read_frames(file));
-      MC_ASSIGN_OR_RETURN(WalFile next, load(replay_.next.number));
-      const bool follows = next.header && next.header->first_sequence == replay_.next.sequence;
-      if (!follows) {
-        MC_RETURN_IF_ERROR(require_unproven(&file, end, next));
-        return finish();
-      }
-      file = std::move(next);
+      MC_ASSIGN_OR_RETURN(const uint64_t end, read_frames(*file));
+      MC_RETURN_IF_ERROR(require_unproven(*file, end));
     }
   }
 
  private:
-  Result<WalFile> load(uint64_t number) { return load_file(env_, directory_, store_id_, number); }
+  // Nothing: the log has no further file.
+  Result<std::optional<WalFile>> load_next() {
+    WalFile file;
+    file.path = join_path(directory_, wal_file_name(replay_.next.number));
+    auto opened = env_->open_readable(file.path);
+    if (!opened.is_ok()) {
+      if (opened.status().code() == StatusCode::kNotFound) return std::optional<WalFile>();
+      return opened.status();
+    }
+    file.bytes.resize(opened.value()->byte_count());
+    MC_ASSIGN_OR_RETURN(const size_t got, opened.value()->read_at(0, file.bytes));
+    file.bytes.resize(got);
+    auto header = decode_wal_file_header(file.bytes);
+    if (!header.is_ok()) {
+      std::string message = str_cat(file.path, ":", header.status().message());
+      if (header.status().code() == StatusCode::kUnsupported) {
+        return Status::unsupported(std::move(message));
+      }
+      return Status::corruption(std::move(message));
+    }
+    file.header = header.value();
+    MC_RETURN_IF_ERROR(require_expected(file));
+    return std::optional<WalFile>(std::move(file));
+  }
 
-  // Returns the offset where the frames end.
+  Status require_expected(const WalFile& file) const {
+    const WalFileHeader& header = file.header;
+    if (header.number != replay_.next.number || header.store_id != store_id_) {
+      return Status::corruption(str_cat(file.path, ":16: expected WAL file ", replay_.next.number,
+                                        " of this store, got ", header.number));
+    }
+    if (header.file_bytes != file.bytes.size()) {
+      return Status::corruption(str_cat(file.path, ":32: expected ", header.file_bytes,
+                                        " bytes, got ", file.bytes.size()));
+    }
+    if (header.first_sequence != replay_.next.sequence) {
+      return Status::corruption(str_cat(file.path, ":24: expected first_sequence ",
+                                        replay_.next.sequence, ", got ", header.first_sequence,
+                                        "; frames between were synced and are lost"));
+    }
+    return Status::ok();
+  }
+
+  // Returns the offset where the live frames end.
   Result<uint64_t> read_frames(const WalFile& file) {
-    const uint64_t limit = std::min<uint64_t>(file.bytes.size(), file.header->file_bytes);
-    const Bytes bytes = Bytes(file.bytes).first(limit);
+    const Bytes bytes = file.bytes;
     uint64_t at = sizeof(WalFileHeader);
     while (at + kLeastFrameBytes <= bytes.size()) {
-      const auto frame = decode_wal_frame(bytes.subspan(at), file.header->salt);
+      const auto frame = decode_wal_frame(bytes.subspan(at), file.header.salt);
       if (!frame || frame->sequence != replay_.next.sequence) break;
       ++replay_.next.sequence;
       const Bytes payload = bytes.subspan(at + sizeof(WalFrameHeader), frame->payload_bytes);
-      MC_RETURN_IF_ERROR(take_frame(file, at, *frame, payload));
+      Status taken = take_frame(*frame, payload);
+      if (taken.code() == StatusCode::kCorruption) {
+        return Status::corruption(str_cat(file.path, ":", at, ": ", taken.message()));
+      }
+      MC_RETURN_IF_ERROR(taken);
       at += frame_bytes(*frame);
     }
     return at;
   }
 
-  Status take_frame(const WalFile& file, uint64_t at, const WalFrameHeader& frame, Bytes payload) {
+  Status take_frame(const WalFrameHeader& frame, Bytes payload) {
     if (frame.flags & kFirstFrame) {
       pending_.clear();  // a record that a crashed writer left unfinished is void
       in_record_ = true;
     }
-    if (!in_record_) {
-      return Status::corruption(str_cat(file.path, ":", at, ": expected a record's first frame"));
-    }
+    if (!in_record_) return Status::corruption("expected the first frame of a record");
     pending_.insert(pending_.end(), payload.begin(), payload.end());
     if (!(frame.flags & kLastFrame)) return Status::ok();
     in_record_ = false;
     replay_.byte_count += pending_.size();
-    Status applied = apply_(pending_);
-    if (applied.is_ok()) return applied;
-    return Status::corruption(str_cat(file.path, ":", at, ": ", applied.message()));
+    return apply_(pending_);
   }
 
-  // The log ends in `last` at `end` (nullptr: before its first file); `next` does not follow it.
-  Status require_unproven(const WalFile* last, uint64_t end, const WalFile& next) {
+  // Fails when a frame at or after `end` says that the one expected there had been synced.
+  Status require_unproven(const WalFile& file, uint64_t end) const {
     const uint64_t lost = replay_.next.sequence;
-    if (next.header && next.header->first_sequence > lost) {
-      return Status::corruption(str_cat(next.path, ":24: expected first_sequence ", lost, ", got ",
-                                        next.header->first_sequence, "; frames between are lost"));
-    }
-    const auto after = [lost](const WalFrameHeader& frame) {
-      return frame.sequence > lost && frame.durable_sequence > lost;
-    };
-    if (last != nullptr && any_frame(*last, end, after)) {
+    const Bytes bytes = file.bytes;
+    for (uint64_t at = end; at + kLeastFrameBytes <= bytes.size(); at += kFrameAlign) {
+      WalFrameHeader frame;
+      std::memcpy(&frame, bytes.data() + at, sizeof(frame));
+      if (frame.salt != file.header.salt || frame.durable_sequence <= lost) continue;
+      if (!decode_wal_frame(bytes.subspan(at), frame.salt)) continue;
       return Status::corruption(
-          str_cat(last->path, ":", end, ": expected frame ", lost, ", which had been synced"));
-    }
-    // A file's header is durable before its frames, so frames under a bad header prove a loss.
-    const auto any = [lost](const WalFrameHeader& frame) { return frame.sequence >= lost; };
-    if (!next.header && any_frame(next, sizeof(WalFileHeader), any)) {
-      return Status::corruption(str_cat(next.path, ":0: expected the WAL header of a live file"));
+          str_cat(file.path, ":", end, ": expected frame ", lost, ", which had been synced"));
     }
     return Status::ok();
   }
-
-  WalReplay finish() { return std::move(replay_); }
 
   Env* env_;
   const std::string& directory_;

@@ -18,11 +18,12 @@ struct WalReplay {
 };
 
 // Calls `apply` for each whole record from `start` on, in order. The log ends at the first frame
-// that is torn, missing or of another life of the file. That is Corruption when something later
-// proves that the frame had been synced:
-//   - a later file of this log begins after it (a file is only begun when all before is durable),
-//   - or a later frame says that everything up to it was durable.
+// that is torn, missing or of another life of the file. That is Corruption when something proves
+// that the frame had been synced:
+//   - a later file of this log exists (one is begun only when everything before it is durable),
+//   - or a later frame of the file says that everything up to it was durable.
 // Unacknowledged bytes of a crash never prove that, whatever order they reached the disk in.
+// A file that bears a live name without being whole is Corruption as well.
 Result<WalReplay> replay_wal(Env* env, const std::string& directory, const StoreId& store_id,
                              WalPosition start, const std::function<Status(Bytes)>& apply);
 

@@ -92,29 +92,37 @@ Result<WalPosition> WalWriter::finish_file() {
   return next_;
 }
 
+// A file gets its name only when it is whole and durable, so whatever bears the name of a live
+// file and is not whole was damaged.
 Status WalWriter::start_file() {
   MC_RETURN_IF_ERROR(finish_file().status());
-  WalFileHeader header;
-  header.salt = static_cast<uint32_t>(env_->random_u64());
-  header.number = next_.number;
-  header.first_sequence = next_.sequence;
-  header.store_id = options_.store_id;
-  MC_ASSIGN_OR_RETURN(const bool recycled, recycle_file(header));
-  if (!recycled) MC_RETURN_IF_ERROR(create_file(header));
-  // The header and the name are durable before any frame is: recovery relies on it.
+  header_ = WalFileHeader{};
+  header_.salt = static_cast<uint32_t>(env_->random_u64());
+  header_.number = next_.number;
+  header_.first_sequence = next_.sequence;
+  header_.store_id = options_.store_id;
+  std::string path;
+  if (spares_.empty()) {
+    path = join_path(options_.directory, kNewWalName);
+    MC_RETURN_IF_ERROR(create_file(path));
+  } else {
+    path = path_of(spares_.back());
+    MC_RETURN_IF_ERROR(recycle_file(path));
+    spares_.pop_back();
+  }
   MC_RETURN_IF_ERROR(file_->sync());
+  MC_RETURN_IF_ERROR(env_->rename(path, path_of(next_.number)));
   MC_RETURN_IF_ERROR(env_->sync_directory(options_.directory));
   live_.push_back(next_.number++);
   end_ = buffer_offset_ = sizeof(WalFileHeader);
   return Status::ok();
 }
 
-Status WalWriter::create_file(const WalFileHeader& header) {
-  header_ = header;
+Status WalWriter::create_file(const std::string& path) {
   header_.file_bytes = options_.first_file_bytes;
   options_.first_file_bytes = std::min(2 * options_.first_file_bytes, options_.most_file_bytes);
   header_ = seal(header_);
-  MC_ASSIGN_OR_RETURN(file_, env_->open_writable(path_of(header_.number), WriteMode::kTruncate));
+  MC_ASSIGN_OR_RETURN(file_, env_->open_writable(path, WriteMode::kTruncate));
   std::vector<std::byte> zeros(std::min(kZeroBytes, header_.file_bytes));
   std::memcpy(zeros.data(), &header_, sizeof(header_));
   for (uint64_t offset = 0; offset < header_.file_bytes; offset += zeros.size()) {
@@ -126,24 +134,12 @@ Status WalWriter::create_file(const WalFileHeader& header) {
 }
 
 // Old frames may stay: their salt and their sequence numbers are not the new ones.
-Result<bool> WalWriter::recycle_file(WalFileHeader& header) {
-  if (spares_.empty()) return false;
-  const std::string spare = path_of(spares_.back());
-  const std::string path = path_of(header.number);
-  spares_.pop_back();
-  {
-    MC_ASSIGN_OR_RETURN(auto old, env_->open_readable(spare));
-    header.file_bytes = old->byte_count();
-  }
-  if (header.file_bytes < sizeof(WalFileHeader) + kLeastFrameBytes) {
-    MC_RETURN_IF_ERROR(env_->remove(spare));  // a crash cut it short
-    return false;
-  }
-  if (spare != path) MC_RETURN_IF_ERROR(env_->rename(spare, path));
+Status WalWriter::recycle_file(const std::string& path) {
+  MC_ASSIGN_OR_RETURN(const auto old, env_->open_readable(path));
+  header_.file_bytes = old->byte_count();
+  header_ = seal(header_);
   MC_ASSIGN_OR_RETURN(file_, env_->open_writable(path, WriteMode::kOverwrite));
-  header_ = seal(header);
-  MC_RETURN_IF_ERROR(file_->write_at(0, bytes_of_struct(header_)));
-  return true;
+  return file_->write_at(0, bytes_of_struct(header_));
 }
 
 Status WalWriter::retire_before(uint64_t number) {

@@ -61,8 +61,8 @@ class WalWriter {
 
  private:
   Status start_file();
-  Status create_file(const WalFileHeader& header);
-  Result<bool> recycle_file(WalFileHeader& header);
+  Status create_file(const std::string& path);
+  Status recycle_file(const std::string& path);
   void append_frame(uint8_t flags, uint64_t payload_bytes, const RecordParts& record,
                     uint64_t from);
   std::string path_of(uint64_t number) const;

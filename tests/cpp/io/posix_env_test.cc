@@ -1,0 +1,90 @@
+#include <gtest/gtest.h>
+
+#include <cerrno>
+#include <cstdlib>
+
+#include "io/env.h"
+
+namespace mc {
+namespace {
+
+class PosixEnv : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    char name[] = "/tmp/mc_posix_env_XXXXXX";
+    directory_ = ::mkdtemp(name);
+  }
+  void TearDown() override {
+    const auto names = env_->list(directory_);
+    for (const std::string& name : names.value()) {
+      EXPECT_TRUE(env_->remove(directory_ + "/" + name).is_ok());
+    }
+    EXPECT_EQ(::system(("rmdir " + directory_).c_str()), 0);
+  }
+  std::string path(const std::string& name) const { return directory_ + "/" + name; }
+
+  Env* env_ = posix_env();
+  std::string directory_;
+};
+
+TEST_F(PosixEnv, what_is_written_is_read_and_mapped) {
+  auto file = env_->open_writable(path("a"), WriteMode::kTruncate);
+  ASSERT_TRUE(file.is_ok());
+  ASSERT_TRUE(file.value()->write_at(3, bytes_of("world")).is_ok());
+  ASSERT_TRUE(file.value()->write_at(0, bytes_of("my ")).is_ok());
+  ASSERT_TRUE(file.value()->sync().is_ok());
+  auto reader = env_->open_readable(path("a"));
+  ASSERT_TRUE(reader.is_ok());
+  EXPECT_EQ(reader.value()->byte_count(), 8u);
+  EXPECT_EQ(text_of(reader.value()->map().value()), "my world");
+  std::byte buffer[16];
+  EXPECT_EQ(reader.value()->read_at(5, buffer).value(), 3u);
+  EXPECT_EQ(text_of(Bytes(buffer).first(3)), "rld");
+}
+
+TEST_F(PosixEnv, modes_truncate_or_keep) {
+  ASSERT_TRUE(env_->open_writable(path("a"), WriteMode::kTruncate)
+                  .value()
+                  ->write_at(0, bytes_of("old"))
+                  .is_ok());
+  ASSERT_TRUE(env_->open_writable(path("a"), WriteMode::kOverwrite)
+                  .value()
+                  ->write_at(0, bytes_of("b"))
+                  .is_ok());
+  EXPECT_EQ(text_of(env_->open_readable(path("a")).value()->map().value()), "bld");
+  EXPECT_TRUE(env_->open_writable(path("a"), WriteMode::kTruncate).is_ok());
+  EXPECT_EQ(env_->open_readable(path("a")).value()->byte_count(), 0u);
+  EXPECT_EQ(env_->open_writable(path("b"), WriteMode::kOverwrite).status().code(),
+            StatusCode::kNotFound);
+}
+
+TEST_F(PosixEnv, names_change_atomically_and_lists_are_sorted) {
+  for (const char* name : {"c", "a", "b"}) {
+    ASSERT_TRUE(env_->open_writable(path(name), WriteMode::kTruncate).is_ok());
+  }
+  ASSERT_TRUE(env_->rename(path("c"), path("a")).is_ok());
+  ASSERT_TRUE(env_->sync_directory(directory_).is_ok());
+  EXPECT_EQ(env_->list(directory_).value(), (std::vector<std::string>{"a", "b"}));
+  EXPECT_EQ(env_->remove(path("c")).code(), StatusCode::kNotFound);
+}
+
+TEST_F(PosixEnv, a_lock_is_exclusive_until_released) {
+  {
+    auto lock = env_->lock(path("LOCK"));
+    ASSERT_TRUE(lock.is_ok());
+    EXPECT_EQ(env_->lock(path("LOCK")).status().code(), StatusCode::kLocked);
+  }
+  EXPECT_TRUE(env_->lock(path("LOCK")).is_ok());
+}
+
+TEST_F(PosixEnv, errors_carry_errno_and_path) {
+  const Status status = env_->create_directory(path("a/b"));
+  EXPECT_EQ(status.code(), StatusCode::kNotFound);
+  EXPECT_NE(status.message().find(path("a/b")), std::string::npos);
+  const Status full =
+      env_->open_writable("/dev/full", WriteMode::kOverwrite).value()->write_at(0, bytes_of("x"));
+  EXPECT_EQ(full.error_number(), ENOSPC);
+}
+
+}  // namespace
+}  // namespace mc
