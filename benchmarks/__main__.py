@@ -58,7 +58,7 @@ def gate_is_green(module: ModuleType, device: str) -> bool:
     if tests is None:
         raise SystemExit(f"{module.__name__} must name its tests in TESTS")
     tests = [tests] if isinstance(tests, str) else list(tests)
-    command = [sys.executable, "-m", "pytest", *tests, "-q", "-x", "-m", "not slow"]
+    command = [sys.executable, "-m", "pytest", *tests, "-x", "-m", "not slow"]
     command += ["-p", "no:cacheprovider"]
     if any(test.startswith("tests/kernels/") for test in tests):
         command += ["-k", GATE_FILTER[device]]

@@ -5,6 +5,7 @@
 #include "kernels/focused_attention/read_plan.h"
 #include "kernels/gaussian_rope/gaussian_rope.h"
 #include "kernels/gist_pool/gist_pool.h"
+#include "kernels/page_gather/page_gather.h"
 #include "kernels/score_topk/score_topk.h"
 
 namespace mc {
@@ -69,6 +70,13 @@ Status gaussian_rope_cuda(const Exec&, const GaussianRopeArgs&) {
 }
 Status gaussian_rope_tables_backward_cuda(const Exec&, const GaussianRopeBackwardArgs&) {
   return cuda_absent("gaussian_rope_tables_backward");
+}
+
+Status page_gather_cuda(const Exec&, const PageMoveArgs&) {
+  return cuda_absent("page_gather");
+}
+Status page_scatter_cuda(const Exec&, const PageMoveArgs&) {
+  return cuda_absent("page_scatter");
 }
 
 }  // namespace mc

@@ -20,6 +20,7 @@ DType to_dtype(ScalarType type) {
     case ScalarType::Int: return DType::kI32;
     case ScalarType::Long: return DType::kI64;
     case ScalarType::Bool: return DType::kBool;
+    case ScalarType::Float8_e4m3fn: return DType::kF8E4M3;
     default: return DType::kOther;
   }
 }

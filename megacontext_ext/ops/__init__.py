@@ -17,6 +17,7 @@ from megacontext_ext.ops.focused_attention import (
 )
 from megacontext_ext.ops.gaussian_rope import gaussian_rope, gaussian_rope_, gaussian_rope_tables
 from megacontext_ext.ops.gist_pool import gist_pool, gist_pool_tree, gist_pool_tree_counts
+from megacontext_ext.ops.page_gather import page_gather, page_gather_out, page_scatter
 from megacontext_ext.ops.score_topk import score_beam, score_topk, score_topk_at, topk
 
 _load.load()
@@ -35,6 +36,9 @@ __all__ = [
     "gist_pool_tree_counts",
     "make_read_plan",
     "merge_attention",
+    "page_gather",
+    "page_gather_out",
+    "page_scatter",
     "score_beam",
     "score_topk",
     "score_topk_at",

@@ -21,7 +21,11 @@ struct bf16 {
 struct f16 {
   uint16_t bits;
 };
-static_assert(sizeof(bf16) == 2 && sizeof(f16) == 2);
+struct fp8 {  // e4m3fn: 4 bits of exponent, 3 of mantissa, no infinity, NaN is 0x7f, largest 448
+  uint8_t bits;
+};
+static_assert(sizeof(bf16) == 2 && sizeof(f16) == 2 && sizeof(fp8) == 1);
+inline constexpr float kFp8Largest = 448.f;
 
 template <class T>
 struct DTypeOf;
@@ -82,8 +86,47 @@ MC_HOST_DEVICE float to_float(f16 value) {
 #endif
 }
 
+MC_HOST_DEVICE float to_float(int8_t value) {
+  return static_cast<float>(value);
+}
+MC_HOST_DEVICE float to_float(fp8 value) {
+  const uint32_t magnitude = value.bits & 0x7fu;
+  if (magnitude == 0x7fu) return bits_float(0x7fc00000u);
+  // The same fields as f16 has, under another exponent bias: 15 instead of 7.
+  const auto half = static_cast<uint16_t>((value.bits & 0x80u) << 8 | magnitude << 7);
+  return 256.f * to_float(f16{half});
+}
+
 template <class T>
 MC_HOST_DEVICE T from_float(float value);
+
+// Nearest, ties to even, larger values become +-127.
+template <>
+MC_HOST_DEVICE int8_t from_float<int8_t>(float value) {
+  const float clamped = value < -127.f ? -127.f : value > 127.f ? 127.f : value;
+  // 1.5 * 2^23 leaves the integer in the low bits.
+  return static_cast<int8_t>(float_bits(clamped + 12582912.f) & 0xffu);
+}
+
+// Nearest, ties to even, larger values become +-448; NaN stays NaN.
+template <>
+MC_HOST_DEVICE fp8 from_float<fp8>(float value) {
+  const uint32_t bits = float_bits(value), magnitude = bits & 0x7fffffffu;
+  const uint32_t sign = bits >> 24 & 0x80u;
+  uint32_t out;
+  if (magnitude > 0x7f800000u) {
+    out = 0x7fu;
+  } else if (magnitude >= 0x43e00000u) {
+    out = 0x7eu;
+  } else if (magnitude >= 0x3c800000u) {  // 2^-6, the smallest normal number
+    const uint32_t rounded = (magnitude + 0x7ffffu + (magnitude >> 20 & 1u)) >> 20;
+    out = rounded - (120u << 3);
+  } else {
+    // A multiple of 2^-9; adding 2^14 leaves exactly that many bits.
+    out = float_bits(bits_float(magnitude) + 16384.f) - float_bits(16384.f);
+  }
+  return fp8{static_cast<uint8_t>(sign | out)};
+}
 
 template <>
 MC_HOST_DEVICE float from_float<float>(float value) {

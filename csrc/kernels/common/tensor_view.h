@@ -10,7 +10,19 @@
 
 namespace mc {
 
-enum class DType : uint8_t { kF32, kBF16, kF16, kF64, kI8, kU8, kI32, kI64, kBool, kOther };
+enum class DType : uint8_t {
+  kF32,
+  kBF16,
+  kF16,
+  kF64,
+  kI8,
+  kU8,
+  kI32,
+  kI64,
+  kBool,
+  kF8E4M3,
+  kOther
+};
 enum class Device : uint8_t { kCpu, kCuda };
 
 constexpr int64_t dtype_bytes(DType dtype) {
@@ -36,6 +48,7 @@ constexpr std::string_view dtype_name(DType dtype) {
     case DType::kI32: return "int32";
     case DType::kI64: return "int64";
     case DType::kBool: return "bool";
+    case DType::kF8E4M3: return "float8_e4m3fn";
     case DType::kOther: break;
   }
   return "an unsupported dtype";

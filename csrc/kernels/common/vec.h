@@ -15,8 +15,8 @@
 // linked.
 //
 // Interface:  kLanes; zero(), set(x); load(p), store(p) for float, bf16, f16; load_first(p, n) (the
-// other lanes are 0) and store_first(p, n) for n <= kLanes; + - *, fma(a, b, c) = a*b + c, min,
-// max; sum(), max_lane(); exp().
+// other lanes are 0) and store_first(p, n) for n <= kLanes; load and load_first for int8_t, fp8
+// too; + - *, fma(a, b, c) = a*b + c, min, max; sum(), max_lane(); exp().
 #pragma once
 
 #include <immintrin.h>
@@ -154,6 +154,20 @@ struct VecAvx2 {
   static MC_INLINE VecAvx2 load(const f16* from) {
     return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))};
   }
+  static MC_INLINE VecAvx2 load(const int8_t* from) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes))};
+  }
+  static MC_INLINE VecAvx2 load(const fp8* from) {  // see to_float(fp8)
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+    const __m128i wide = _mm_cvtepu8_epi16(bytes);
+    const __m128i magnitude = _mm_and_si128(wide, _mm_set1_epi16(0x7f));
+    const __m128i sign = _mm_slli_epi16(_mm_and_si128(wide, _mm_set1_epi16(0x80)), 8);
+    const __m128i nan = _mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x7f));
+    const __m128i half = _mm_or_si128(sign, _mm_slli_epi16(magnitude, 7));
+    const __m128i kept = _mm_blendv_epi8(half, _mm_set1_epi16(0x7e00), nan);
+    return {_mm256_mul_ps(_mm256_cvtph_ps(kept), _mm256_set1_ps(256.f))};
+  }
   template <class T>
   static MC_INLINE VecAvx2 load_first(const T* from, int count) {
     T padded[kLanes] = {};
@@ -234,6 +248,29 @@ struct VecAvx512 {
   }
   static MC_INLINE VecAvx512 load(const f16* from) {
     return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))};
+  }
+  static MC_INLINE VecAvx512 widen_fp8(__m128i bytes) {  // see to_float(fp8)
+    const __m256i wide = _mm256_cvtepu8_epi16(bytes);
+    const __m256i magnitude = _mm256_and_si256(wide, _mm256_set1_epi16(0x7f));
+    const __m256i sign = _mm256_slli_epi16(_mm256_and_si256(wide, _mm256_set1_epi16(0x80)), 8);
+    const __mmask16 nan = _mm256_cmpeq_epi16_mask(magnitude, _mm256_set1_epi16(0x7f));
+    const __m256i half = _mm256_or_si256(sign, _mm256_slli_epi16(magnitude, 7));
+    const __m256i kept = _mm256_mask_mov_epi16(half, nan, _mm256_set1_epi16(0x7e00));
+    return {_mm512_mul_ps(_mm512_cvtph_ps(kept), _mm512_set1_ps(256.f))};
+  }
+  static MC_INLINE VecAvx512 load(const int8_t* from) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))};
+  }
+  static MC_INLINE VecAvx512 load(const fp8* from) {
+    return widen_fp8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  }
+  static MC_INLINE VecAvx512 load_first(const int8_t* from, int count) {
+    const __m128i bytes = _mm_maskz_loadu_epi8(first(count), from);
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))};
+  }
+  static MC_INLINE VecAvx512 load_first(const fp8* from, int count) {
+    return widen_fp8(_mm_maskz_loadu_epi8(first(count), from));
   }
   static MC_INLINE VecAvx512 load_first(const float* from, int count) {
     return {_mm512_maskz_loadu_ps(first(count), from)};
