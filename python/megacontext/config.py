@@ -48,21 +48,46 @@ class LensConfig:
     hits_per_term: int = 512
     # Weight of a term found this many blocks away: a sentence often spans two blocks.
     neighbour_weights: tuple[float, ...] = (1.0, 0.7, 0.4)
-    # Share of embedding similarity in a block's score; lexical has the rest.
-    sketch_weight: float = 0.15
+    # Weight of the sketches' cosine; lexical evidence weighs 1.
+    sketch_weight: float = 0.3
     # A tie breaker for newer text, far below one matching word.
     recency_weight: float = 0.01
     # Blocks shown on each side of a hit, so that the sentence around it comes along.
     spread_blocks: int = 2
-    # A passage is shown when it scores at least this share of the best one: a small model answers
+    # Passages compared: those with at least this share of the best one's evidence.
+    candidate_passages: int = 6
+    candidate_ratio: float = 0.4
+    # Shown of them: at most so many, and only what is close to the best. A small model answers
     # better from little text, so the budget is a limit and not a target.
+    max_passages: int = 3
+    # Closeness where the base read them: nats of the question's likelihood behind the best, to
+    # which full evidence adds `evidence_nats`.
+    keep_nats: float = 2.0
+    evidence_nats: float = 10.0
+    # Closeness where it did not: share of the best one's evidence.
     keep_ratio: float = 0.6
-    max_passages: int = 8
 
     def __post_init__(self) -> None:
         _need("neighbour_weights", len(self.neighbour_weights) >= 1, "non-empty", "()")
         _need("keep_ratio", 0.0 < self.keep_ratio <= 1.0, "in (0, 1]", self.keep_ratio)
         _need("max_passages", self.max_passages >= 1, "at least 1", self.max_passages)
+
+
+@dataclass(frozen=True, slots=True)
+class FrameConfig:
+    """The words around the working context. Short and last-question forms suit small models."""
+
+    system: str | None = None
+    # {left_out} is the number of tokens that no place of the prompt shows.
+    lead: str = "Text: "
+    # Stands for a stretch that is left out; {tokens} is its length. The short form where the long
+    # one does not fit.
+    marker: str = "\n[... {tokens} tokens left out ...]\n"
+    short_marker: str = "\n[...]\n"
+    ask: str = "\n\nAnswer the question using the text above.\nQuestion: {question}"
+
+    def __post_init__(self) -> None:
+        _need("ask", "{question}" in self.ask, "a text with {question}", repr(self.ask))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +105,12 @@ class RuntimeConfig:
     # auto: true timeline positions while they lie in the trained range, else contiguous.
     positions: PositionRule = "auto"
     lens: LensConfig = field(default_factory=LensConfig)
+    frame: FrameConfig = field(default_factory=FrameConfig)
+
+    @property
+    def marker_places(self) -> int:
+        """Places of a prompt that markers may take."""
+        return int(self.budget_places * self.marker_share)
 
     def __post_init__(self) -> None:
         _need("budget_places", self.budget_places >= 4 * K, f"at least {4 * K}", self.budget_places)

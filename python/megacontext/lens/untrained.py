@@ -1,0 +1,177 @@
+"""The lens that needs no training: lexical evidence, embedding similarity, recency, neighbourhood.
+
+A block's evidence is the share of the question's BM25 weight found in it or near it: for each term
+the best nearby posting, weighted by distance, summed over terms. So a passage that holds many of
+the words once beats a block that holds one of them often, and a perfect passage has 1 whatever the
+question. Blocks around a peak come along; the base itself reads the best passages and says how well
+each explains the question; what is far behind the best one stays collapsed.
+
+Non-causal: every block's score depends on the question, which comes last.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megacontext.config import LensConfig
+from megacontext.lens.base import History, Passage, Question, Scores
+from megacontext.lens.block_axis import BlockAxis
+from megacontext.lens.reader import QuestionReader
+from megacontext.lens.sketch import similarity
+
+Evidence = NDArray[np.float32]
+
+_WORD = re.compile(r"\w+")
+# A block beside a peak scores this share of the one nearer to it.
+_SPREAD_DECAY = 0.95
+# Score of a block that is not wanted, at most: below zero, so that it may be collapsed.
+_UNWANTED = -0.01
+
+
+class UntrainedLens:
+    """Scores blocks from what retrieval knows. No state: one lens may serve many memories.
+
+    With a `reader` the frozen base compares the best passages; without, evidence alone decides.
+    """
+
+    def __init__(
+        self, config: LensConfig | None = None, reader: QuestionReader | None = None
+    ) -> None:
+        self.config = config or LensConfig()
+        self._reader = reader
+
+    def score(self, history: History, question: Question) -> Scores:
+        """Signed scores of every full block. Cost: a search a term, one pass over the sketches."""
+        counts = history.block_counts()
+        room = max(len(self.config.neighbour_weights), self.config.spread_blocks + 1)
+        axis = BlockAxis(counts, room)
+        mask = axis.block_mask()
+        if not mask.any():
+            empty = {partition: np.zeros(0, dtype=np.float32) for partition in counts}
+            return Scores(empty, ())
+        evidence = self.lexical_evidence(history, axis, question.text)
+        evidence += self.config.sketch_weight * self._sketch_evidence(history, axis, question)
+        evidence += self.config.recency_weight * _recency(mask)
+        evidence[~mask] = 0.0
+        passages = self._judged(history, question, self._candidates(axis, evidence))
+        signed = _signed(axis, evidence, passages)
+        return Scores({p: signed[axis.span(p)] for p in counts}, passages)
+
+    def lexical_evidence(self, history: History, axis: BlockAxis, text: str) -> Evidence:
+        """Share of the question's term weight near each block, in [0, 1]."""
+        total = np.zeros(axis.length, dtype=np.float32)
+        nearest = np.zeros(axis.length, dtype=np.float32)
+        weight = 0.0
+        for term in dict.fromkeys(_WORD.findall(text.lower())):
+            hits = history.search(term, self.config.hits_per_term)
+            places = axis.places(hits.partitions, hits.blocks)
+            known = places >= 0
+            if not known.any():
+                continue
+            places, scores = places[known], hits.scores[known]
+            weight += float(scores.max())
+            touched = _spread(nearest, places, scores, self.config.neighbour_weights)
+            total[touched] += nearest[touched]
+            nearest[touched] = 0.0
+        return total / weight if weight > 0.0 else total
+
+    def _sketch_evidence(self, history: History, axis: BlockAxis, question: Question) -> Evidence:
+        evidence = np.zeros(axis.length, dtype=np.float32)
+        if question.sketch is None or self.config.sketch_weight == 0.0:
+            return evidence
+        for partition, count in history.block_counts().items():
+            sketches = history.sketches(partition)[:count]
+            if len(sketches):
+                first = axis.span(partition).start
+                found = np.maximum(similarity(sketches, question.sketch), 0.0)
+                evidence[first : first + len(sketches)] = found
+        return evidence
+
+    def _candidates(self, axis: BlockAxis, evidence: Evidence) -> list[Passage]:
+        """Peaks by falling evidence, each with its neighbours, until one is far below the first."""
+        best = float(evidence.max())
+        left = evidence.copy()
+        passages: list[Passage] = []
+        while len(passages) < self.config.candidate_passages:
+            peak = int(left.argmax())
+            height = float(left[peak])
+            if height <= 0.0 or height < self.config.candidate_ratio * best:
+                break
+            partition, block = axis.locate(peak)
+            span = axis.span(partition)
+            start = max(span.start, peak - self.config.spread_blocks)
+            end = min(span.stop, peak + self.config.spread_blocks + 1)
+            left[start:end] = 0.0
+            first = block - (peak - start)
+            passages.append(Passage(partition, first, first + end - start, height / best))
+        return passages
+
+    def _judged(
+        self, history: History, question: Question, candidates: list[Passage]
+    ) -> list[Passage]:
+        """The candidates worth showing, best first, scored in (0, 1]."""
+        heights = np.array([passage.score for passage in candidates], dtype=np.float32)
+        if self._reader is None or not question.reads or len(candidates) < 2:
+            kept = heights >= self.config.keep_ratio
+            return _rescored(candidates, np.where(kept, heights, 0.0), self.config.max_passages)
+        texts = [history.tokens(p.partition, p.start_block, p.end_block) for p in candidates]
+        likelihood = self._reader.log_likelihood(question.text, texts)
+        nats = likelihood + self.config.evidence_nats * heights
+        behind = nats.max() - nats
+        kept = behind <= self.config.keep_nats
+        return _rescored(
+            candidates, np.where(kept, np.exp(-behind / 8.0), 0.0), self.config.max_passages
+        )
+
+
+def _signed(axis: BlockAxis, evidence: Evidence, passages: list[Passage]) -> Evidence:
+    """Passages get their scores, falling towards their ends; all else is below zero."""
+    relative = evidence / max(float(evidence.max()), 1e-9)
+    signed = np.minimum(0.5 * (relative - 1.0), _UNWANTED).astype(np.float32)
+    for passage in passages:
+        span = axis.span(passage.partition)
+        start, end = span.start + passage.start_block, span.start + passage.end_block
+        centre = (start + end - 1) / 2
+        decay = _SPREAD_DECAY ** np.abs(np.arange(start, end) - centre)
+        wanted = (passage.score * decay).astype(np.float32)
+        signed[start:end] = np.maximum(signed[start:end], wanted)
+    return signed
+
+
+def _rescored(passages: list[Passage], scores: NDArray[np.float32], count: int) -> list[Passage]:
+    """The `count` best passages with a positive score, best first."""
+    order = sorted(range(len(passages)), key=lambda place: (-scores[place], place))
+    return [
+        replace(passages[place], score=float(scores[place]))
+        for place in order[:count]
+        if scores[place] > 0.0
+    ]
+
+
+def _spread(
+    nearest: Evidence,
+    places: NDArray[np.int64],
+    scores: NDArray[np.float32],
+    weights: tuple[float, ...],
+) -> NDArray[np.int64]:
+    """Raise `nearest` to the weighted scores around `places`; returns the places touched, each
+    once.
+
+    A term's hits are distinct blocks, so that each shift writes every place at most once.
+    """
+    touched = []
+    for distance, weight in enumerate(weights):
+        for shift in (distance, -distance) if distance else (0,):
+            at = places + shift
+            nearest[at] = np.maximum(nearest[at], weight * scores)
+            touched.append(at)
+    return np.unique(np.concatenate(touched))
+
+
+def _recency(mask: NDArray[np.bool_]) -> Evidence:
+    """0 at the oldest block, 1 at the newest."""
+    return (np.cumsum(mask) / max(int(mask.sum()), 1)).astype(np.float32)

@@ -1,0 +1,172 @@
+"""The untrained lens over an in-memory history: what it scores high, and that it sees the
+question."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from megacontext.config import K, LensConfig
+from megacontext.lens import Hits, Question, Sketcher, UntrainedLens, similarity
+from megacontext.lens.block_axis import BlockAxis
+
+
+@dataclass
+class Words:
+    """Blocks of words, searched by counting: a history small enough to check by hand."""
+
+    texts: dict[int, list[str]]
+    rows: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def block_counts(self):
+        return {partition: len(blocks) for partition, blocks in self.texts.items()}
+
+    def search(self, text, hit_count):
+        found = [
+            (float(block.split().count(text)), partition, number)
+            for partition, blocks in self.texts.items()
+            for number, block in enumerate(blocks)
+            if text in re.findall(r"\w+", block)
+        ]
+        found.sort(key=lambda hit: (-hit[0], hit[1], hit[2]))
+        rare = 10.0 / max(len(found), 1)
+        return Hits(
+            np.array([hit[1] for hit in found[:hit_count]], np.uint32),
+            np.array([hit[2] for hit in found[:hit_count]], np.uint64),
+            np.array([rare for _ in found[:hit_count]], np.float32),
+        )
+
+    def sketches(self, partition):
+        return self.rows.get(partition, np.zeros((0, 4), np.int8))
+
+    def tokens(self, partition, start_block, end_block):
+        raise AssertionError("nobody reads")
+
+
+def history() -> Words:
+    filler = [f"filler words number{n} stand here" for n in range(40)]
+    first, second = list(filler), list(filler)
+    first[10] = "the captain of the astrid is henrik"
+    first[11] = "and he sailed from skagen"
+    second[30] = "the serial number of the pump is b973"
+    return Words({0: first, 3: second})
+
+
+def best_block(scores) -> tuple[int, int]:
+    return max(
+        ((p, int(s.argmax())) for p, s in scores.by_partition.items()),
+        key=lambda place: scores.by_partition[place[0]][place[1]],
+    )
+
+
+def test_changing_the_question_changes_the_scores_of_earlier_spans():
+    lens, words = UntrainedLens(), history()
+    ship = lens.score(words, Question("Who is captain of the astrid?"))
+    pump = lens.score(words, Question("What is the serial number of the pump?"))
+    assert best_block(ship) == (0, 10)
+    assert best_block(pump) == (3, 30)
+    assert ship.by_partition[0][10] > 0 > pump.by_partition[0][10]
+
+
+def test_neighbours_come_along_and_the_rest_may_be_collapsed():
+    lens = UntrainedLens(LensConfig(spread_blocks=2, max_passages=1))
+    scores = lens.score(history(), Question("captain astrid"))
+    assert np.flatnonzero(scores.by_partition[0] > 0).tolist() == [8, 9, 10, 11, 12]
+    assert (scores.by_partition[3] < 0).all()
+    (passage,) = scores.passages
+    assert (passage.partition, passage.start_block, passage.end_block) == (0, 8, 13)
+
+
+def test_words_spread_over_neighbouring_blocks_count_together():
+    words = history()
+    words.texts[0][25] = "henrik henrik henrik"
+    lens = UntrainedLens(LensConfig(max_passages=1))
+    assert best_block(lens.score(words, Question("henrik sailed from skagen")))[1] in (10, 11)
+
+
+def test_a_spread_never_reaches_into_the_next_source():
+    words = Words({0: ["filler"] * 5 + ["astrid"], 1: ["other"] * 6})
+    scores = UntrainedLens().score(words, Question("astrid"))
+    assert (scores.by_partition[0] > 0).tolist() == [False, False, False, True, True, True]
+    assert (scores.by_partition[1] < 0).all()
+
+
+def test_the_newest_text_is_chosen_when_nothing_matches():
+    scores = UntrainedLens(LensConfig(max_passages=1)).score(history(), Question("zebra"))
+    (passage,) = scores.passages
+    assert (passage.partition, passage.end_block) == (3, 40)
+
+
+def test_sketches_find_what_no_word_finds():
+    words = history()
+    rows = np.zeros((40, 4), np.int8)
+    rows[:, 0] = 100
+    rows[17] = (0, 120, 0, 0)
+    words.rows = {0: rows}
+    question = Question("zebra", np.array([0, 1, 0, 0], np.float32))
+    assert best_block(UntrainedLens(LensConfig(max_passages=1)).score(words, question)) == (0, 17)
+
+
+def test_passages_far_below_the_best_are_not_shown():
+    words = history()
+    words.texts[3][5] = "the captain was asleep"
+    lens = UntrainedLens(LensConfig(keep_ratio=0.8))
+    scores = lens.score(words, Question("captain astrid henrik"))
+    assert [(p.partition, p.start_block) for p in scores.passages] == [(0, 8)]
+
+
+def test_an_empty_history_has_no_scores():
+    scores = UntrainedLens().score(Words({}), Question("anything"))
+    assert scores.by_partition == {}
+    assert scores.passages == ()
+
+
+def test_the_same_history_and_question_give_the_same_scores():
+    first, second = (UntrainedLens().score(history(), Question("captain pump")) for _ in range(2))
+    for partition, scores in first.by_partition.items():
+        assert np.array_equal(scores, second.by_partition[partition])
+
+
+def test_axis_places_and_locations_are_inverse():
+    axis = BlockAxis({4: 3, 1: 5}, room=2)
+    partitions = np.array([4, 1, 1, 4, 2, 9], np.uint32)
+    blocks = np.array([2, 0, 4, 3, 0, 0], np.uint64)
+    places = axis.places(partitions, blocks)
+    assert places[3:].tolist() == [-1, -1, -1]
+    assert [axis.locate(int(place)) for place in places[:3]] == [(4, 2), (1, 0), (1, 4)]
+    assert axis.block_mask().sum() == 8
+
+
+@pytest.fixture(scope="module")
+def sketcher(tiny_base):
+    return Sketcher(tiny_base)
+
+
+class TestSketcher:
+    """Sketches of a real embedding table (the tiny base's)."""
+
+    def test_a_block_resembles_a_question_of_its_own_tokens_most(self, sketcher):
+        generator = np.random.default_rng(0)
+        blocks = generator.integers(3, 460, (20, K)).astype(np.uint32)
+        rows = sketcher.block_rows(blocks)
+        for number in range(20):
+            question = sketcher.question_row(blocks[number][:24])
+            assert int(similarity(rows, question).argmax()) == number
+
+    def test_rows_are_the_same_however_many_come_at_once(self, sketcher):
+        generator = np.random.default_rng(1)
+        blocks = generator.integers(3, 460, (9, K)).astype(np.uint32)
+        one_by_one = np.concatenate([sketcher.block_rows(block[None]) for block in blocks])
+        assert np.array_equal(sketcher.block_rows(blocks), one_by_one)
+
+    def test_another_sketcher_makes_the_same_rows(self, sketcher, tiny_base):
+        blocks = np.arange(3, 3 + 2 * K, dtype=np.uint32).reshape(2, K)
+        assert np.array_equal(sketcher.block_rows(blocks), Sketcher(tiny_base).block_rows(blocks))
+
+    def test_no_tokens_resemble_nothing(self, sketcher):
+        row = sketcher.question_row(np.zeros(0, np.uint32))
+        assert not row.any()
+        assert not similarity(np.ones((2, len(row)), np.int8), row).any()
