@@ -1,0 +1,48 @@
+"""The frame of a question: what stands before and behind the working context in a prompt.
+
+The question stands last, so that the places before it can be reused while it changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from megacontext.config import FrameConfig
+from megacontext.models import TextTokenizer, TokenArray
+from megacontext_ext.errors import InvalidArgument, OverBudget
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionFrame:
+    """Token runs around the working context of one question."""
+
+    before: TokenArray
+    after: TokenArray
+
+    @property
+    def places(self) -> int:
+        return len(self.before) + len(self.after)
+
+
+def question_frame(
+    tokenizer: TextTokenizer, question: str, config: FrameConfig, budget_places: int
+) -> QuestionFrame:
+    """The frame of `question`. Raises: OverBudget when it leaves no place for any history."""
+    if not question.strip():
+        raise InvalidArgument("[ask] question must have at least one character, got none")
+    parts = tokenizer.chat_parts(config.system)
+    # Only the question is content of unknown origin; it cannot hold control tokens.
+    lead = tokenizer.encode(config.lead)
+    ask = tokenizer.encode(config.ask.replace("{question}", question))
+    frame = QuestionFrame(
+        before=np.concatenate([parts.before, lead]), after=np.concatenate([ask, parts.after])
+    )
+    if frame.places >= budget_places:
+        raise OverBudget(
+            f"[ask] question must leave room in the budget of {budget_places:,} places, got a "
+            f"question of {len(ask):,} tokens in a frame of {frame.places:,} places; shorten it, "
+            "or raise budget_places"
+        )
+    return frame

@@ -1,0 +1,105 @@
+"""The store as the lens sees it: blocks, postings, sketches.
+
+Sketches are kept in memory and extended as rows arrive (192 bytes a block, 6 MB per million
+tokens). The unfinished last block of a source is not in the engine's index; its few words are
+looked up here, so that a source of twenty tokens can be found too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megacontext.config import K
+from megacontext.lens import Hits, Sketcher
+from megacontext.models import TextTokenizer, TokenArray
+from megacontext.runtime.block_text import block_texts, look_back
+from megacontext_ext import Store
+
+SKETCH_ROWS = "sketch-v1"
+_WORD = re.compile(r"\w+")
+# BM25 score of a word that no full block holds, when nothing tells how rare it is.
+_UNSEEN_WORD_SCORE = 8.0
+
+
+class StoreHistory:
+    """Implements `lens.History` over an open store. Call `refresh` after appending."""
+
+    def __init__(self, store: Store, tokenizer: TextTokenizer, sketcher: Sketcher) -> None:
+        self._store = store
+        self._tokenizer = tokenizer
+        self._sketcher = sketcher
+        self._token_counts: dict[int, int] = {}
+        self._sketches: dict[int, NDArray[np.int8]] = {}
+        # Word -> partitions whose unfinished last block holds it.
+        self._tail_words: dict[str, set[int]] = defaultdict(set)
+        self._tails: dict[int, set[str]] = {}
+        self.refresh()
+
+    @property
+    def token_counts(self) -> dict[int, int]:
+        """Partition -> tokens, in timeline order, without empty partitions."""
+        return self._token_counts
+
+    def refresh(self) -> None:
+        """Read what was appended since the last call."""
+        for partition in self._store.partitions():
+            count = partition.token_count
+            if count and count != self._token_counts.get(partition.id):
+                self._token_counts[partition.id] = count
+                self._refresh_tail(partition.id, count)
+
+    def block_counts(self) -> dict[int, int]:
+        """Partition -> blocks, the unfinished last one included."""
+        return {partition: -(-count // K) for partition, count in self._token_counts.items()}
+
+    def search(self, text: str, hit_count: int) -> Hits:
+        partitions, blocks, scores = self._store.search(text, hit_count)
+        tails = sorted(set().union(*(self._tail_words.get(w, ()) for w in _words(text))))
+        if not tails:
+            return Hits(partitions, blocks, scores)
+        best = float(scores[0]) if len(scores) else _UNSEEN_WORD_SCORE
+        tail_blocks = [self._token_counts[partition] // K for partition in tails]
+        return Hits(
+            np.concatenate([np.array(tails, np.uint32), partitions]),
+            np.concatenate([np.array(tail_blocks, np.uint64), blocks]),
+            np.concatenate([np.full(len(tails), best, np.float32), scores]),
+        )
+
+    def sketches(self, partition: int) -> NDArray[np.int8]:
+        width = self._sketcher.width
+        held = self._sketches.get(partition, np.zeros((0, width), dtype=np.int8))
+        count = self._store.row_count(SKETCH_ROWS, partition)
+        if count > len(held):
+            fresh = self._store.read_rows(SKETCH_ROWS, partition, len(held), count)
+            held = np.concatenate([held, fresh])
+            self._sketches[partition] = held
+        return held
+
+    def tokens(self, partition: int, start_block: int, end_block: int) -> TokenArray:
+        end = min(end_block * K, self._token_counts[partition])
+        return self._store.read_tokens(partition, start_block * K, end)
+
+    def _refresh_tail(self, partition: int, token_count: int) -> None:
+        for word in self._tails.pop(partition, ()):
+            self._tail_words[word].discard(partition)
+        full = token_count // K * K
+        if full == token_count:
+            return
+        start = look_back(full)
+        tokens = self._store.read_tokens(partition, start, token_count)
+        (text,) = block_texts(self._tokenizer, tokens[: full - start], tokens[full - start :])
+        words = set(_words(text))
+        self._tails[partition] = words
+        for word in words:
+            self._tail_words[word].add(partition)
+
+
+def _words(text: str) -> list[str]:
+    """Lower-cased words, and the singular of simple plurals, much as the engine's analyzer has
+    them."""
+    words = _WORD.findall(text.lower())
+    return words + [word[:-1] for word in words if len(word) > 3 and word.endswith("s")]
