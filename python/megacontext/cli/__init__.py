@@ -1,0 +1,7 @@
+"""The `megacontext` command."""
+
+from __future__ import annotations
+
+from megacontext.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,213 @@
+"""The demo: 250,000 tokens of real text, 45 questions, 2,048 places, four ways to answer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from megacontext import memory as memories
+from megacontext.config import FrameConfig, GenerationConfig, RuntimeConfig
+from megacontext.demo.corpus import TextQuestion, load_corpus, sample_questions
+from megacontext.demo.facts import plant
+from megacontext.demo.methods import Baselines
+from megacontext.demo.scoring import is_right
+from megacontext.memory import Memory
+
+SEED = 20261
+READING_QUESTIONS = 30
+PLANTED_OF_EACH = 5
+BUDGET_PLACES = 2048
+# One wording for every method; short answers suit a model of 135 million parameters.
+FRAME = FrameConfig(
+    ask="\n\nAnswer the question using the text above, in a few words.\nQuestion: {question}"
+)
+GENERATION = GenerationConfig(max_new_tokens=24)
+METHODS = ("plain", "rag", "megacontext", "ceiling")
+
+_TITLES = {
+    "plain": "plain model,\nlast tokens",
+    "rag": "RAG,\nsame budget",
+    "megacontext": "MegaContext",
+    "ceiling": "ceiling:\nspan given",
+}
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Answers by method, and seconds."""
+
+    questions: list[TextQuestion]
+    answers: dict[str, list[str]] = field(default_factory=dict)
+    first_token_seconds: list[float] = field(default_factory=list)
+    places_used: list[int] = field(default_factory=list)
+    prefill_seconds: float = 0.0
+
+    def right(self, method: str, kind: str | None = None) -> int:
+        """Right answers of a method, of one kind of question or of all."""
+        return sum(
+            is_right(answer, question.answers)
+            for answer, question in zip(self.answers[method], self.questions, strict=True)
+            if kind in (None, question.kind)
+        )
+
+    def over_ceiling(self, method: str) -> float:
+        return round(self.right(method) / max(self.right("ceiling"), 1), 3)
+
+
+def run_demo(output: Path) -> None:
+    """The whole demo; the last line of standard output is one JSON object."""
+    # Rich output is for people; with a pipe it goes to standard error, the JSON line always to
+    # standard output.
+    console = Console(stderr=not sys.stdout.isatty())
+    corpus = load_corpus()
+    planted = plant(corpus.documents, PLANTED_OF_EACH, SEED)
+    questions = [*sample_questions(corpus, READING_QUESTIONS, SEED), *planted]
+    store = output / "memory.mc"
+    shutil.rmtree(store, ignore_errors=True)
+    output.mkdir(parents=True, exist_ok=True)
+    console.rule("[bold]MegaContext demo")
+    config = RuntimeConfig(budget_places=BUDGET_PLACES, frame=FRAME)
+    with memories.open(store, "smollm2", config=config, say=console.print) as memory:
+        began = time.perf_counter()
+        for document in corpus.documents:
+            memory.ingest(document.text, source=document.name)
+        ingest_seconds = time.perf_counter() - began
+        console.print(
+            f"ingested {memory.token_count:,} tokens of real text in {ingest_seconds:.1f} s "
+            f"({memory.token_count / ingest_seconds:,.0f} tokens/s); "
+            f"budget {BUDGET_PLACES:,} places",
+            highlight=False,
+        )
+        outcome = _answer_all(memory, questions, console)
+        _show_results(console, outcome)
+        _show_one(console, memory, outcome, output)
+        summary = _summary(memory, outcome, ingest_seconds)
+    (output / "answers.json").write_text(json.dumps(_answers(outcome), indent=2) + "\n")
+    console.print(f"answers and pictures: {output}", highlight=False)
+    sys.stdout.write(json.dumps(summary) + "\n")
+    sys.stdout.flush()
+
+
+def _answer_all(memory: Memory, questions: Sequence[TextQuestion], console: Console) -> Outcome:
+    outcome = Outcome(list(questions))
+    baselines = Baselines(memory, GENERATION)
+    with _progress(console, len(questions)) as step:
+        outcome.prefill_seconds = baselines.prefill_seconds()
+        with step("megacontext") as tell:
+            outcome.answers["megacontext"] = [
+                _ask(memory, question, outcome, tell) for question in questions
+            ]
+        with step("ceiling") as tell:
+            outcome.answers["ceiling"] = baselines.ceiling(questions, tell)
+        with step("plain") as tell:
+            outcome.answers["plain"] = baselines.plain(questions, tell)
+        with step("rag") as tell:
+            outcome.answers["rag"] = baselines.retrieval(questions, tell)
+    return outcome
+
+
+def _ask(memory: Memory, question: TextQuestion, outcome: Outcome, tell: Callable[[], None]) -> str:
+    answer = memory.ask(question.question, GENERATION)
+    text = answer.text
+    outcome.first_token_seconds.append(answer.stats.first_token_seconds)
+    outcome.places_used.append(answer.stats.prompt_places)
+    tell()
+    return text
+
+
+Step = Callable[[str], AbstractContextManager[Callable[[], None]]]
+
+
+@contextmanager
+def _progress(console: Console, total: int) -> Iterator[Step]:
+    columns = (TextColumn("{task.description:12}"), BarColumn(), MofNCompleteColumn(),
+               TimeElapsedColumn())  # fmt: skip
+    with Progress(*columns, console=console) as progress:
+
+        @contextmanager
+        def step(name: str) -> Iterator[Callable[[], None]]:
+            task = progress.add_task(name, total=total)
+            yield lambda: progress.advance(task)
+
+        yield step
+
+
+def _show_results(console: Console, outcome: Outcome) -> None:
+    table = Table(title=f"Right answers, {len(outcome.questions)} questions")
+    table.add_column("kind")
+    for method in METHODS:
+        table.add_column(_TITLES[method], justify="right")
+    kinds = list(dict.fromkeys(question.kind for question in outcome.questions))
+    for kind in kinds:
+        count = sum(question.kind == kind for question in outcome.questions)
+        cells = [f"{outcome.right(method, kind)} of {count}" for method in METHODS]
+        table.add_row(kind, *cells)
+    table.add_section()
+    count = len(outcome.questions)
+    table.add_row("all", *(f"{outcome.right(method)} of {count}" for method in METHODS))
+    table.add_row("over ceiling", *(f"{outcome.over_ceiling(method):.0%}" for method in METHODS))
+    console.print(table)
+    console.print(
+        f"first token: MegaContext {median(outcome.first_token_seconds):.2f} s over the whole "
+        f"history, plain model {outcome.prefill_seconds:.2f} s over {BUDGET_PLACES:,} tokens; "
+        f"MegaContext used {median(outcome.places_used):,.0f} places (median)",
+        highlight=False,
+    )
+
+
+def _show_one(console: Console, memory: Memory, outcome: Outcome, output: Path) -> None:
+    """One planted question, its answer, where it was read, and the picture of the focus."""
+    question = outcome.questions[-1]
+    answer = memory.ask(question.question, GENERATION)
+    console.print(f"\n[bold]{question.question}[/bold]\n{answer.text}", highlight=False)
+    for span in answer.sources[:3]:
+        console.print(
+            f"  read from {span.source} characters {span.char_start:,}-{span.char_end:,} "
+            f"(score {span.score:.2f})",
+            highlight=False,
+        )
+    view = memory.last_working_context(question.question)
+    console.print(view.describe(), highlight=False)
+    console.print(view.bar(columns=60))
+    view.save_png(output / "working-context.png")
+
+
+def _summary(memory: Memory, outcome: Outcome, ingest_seconds: float) -> dict[str, object]:
+    first = median(outcome.first_token_seconds)
+    return {
+        "demo": "smollm2",
+        "retrieval_over_ceiling": outcome.over_ceiling("megacontext"),
+        "truncation_over_ceiling": outcome.over_ceiling("plain"),
+        "rag_over_ceiling": outcome.over_ceiling("rag"),
+        "ceiling": round(outcome.right("ceiling") / len(outcome.questions), 3),
+        "ingest_tokens_per_s": round(memory.token_count / ingest_seconds),
+        "ttft_over_plain": round(first / outcome.prefill_seconds, 3),
+        "ttft_seconds": round(first, 3),
+        "places_used_median": int(median(outcome.places_used)),
+        "history_tokens": memory.token_count,
+        "budget": BUDGET_PLACES,
+        "questions": len(outcome.questions),
+    }
+
+
+def _answers(outcome: Outcome) -> list[dict[str, object]]:
+    return [
+        {
+            "kind": question.kind,
+            "question": question.question,
+            "accepted": question.answers,
+            **{method: outcome.answers[method][place] for method in METHODS},
+        }
+        for place, question in enumerate(outcome.questions)
+    ]
