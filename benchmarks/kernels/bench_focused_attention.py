@@ -110,10 +110,17 @@ def _ours(x: Inputs, rules: AttentionRules = PLAIN_RULES) -> Call:
     return lambda: ops.focused_attention(x.q, x.keys, x.values, x.table, x.plan, rules)[0]
 
 
+def _grouped(device: str, keys: Tensor, values: Tensor, group: int) -> tuple[Tensor, Tensor, bool]:
+    """Keys, values and enable_gqa as SDPA is fastest: on CPU enable_gqa leaves the fused kernel."""
+    if group == 1 or device == "cuda":
+        return keys, values, group > 1
+    return keys.repeat_interleave(group, 1), values.repeat_interleave(group, 1), False
+
+
 def _sdpa(x: Inputs, p: Problem) -> Call:
     q = x.q.transpose(0, 1)[None].contiguous()
-    keys, values = _contiguous(x.keys, x.table), _contiguous(x.values, x.table)
-    gqa = p.query_heads != p.kv_heads
+    pools = _contiguous(x.keys, x.table), _contiguous(x.values, x.table)
+    keys, values, gqa = _grouped(x.q.device.type, *pools, p.query_heads // p.kv_heads)
     return lambda: scaled_dot_product_attention(q, keys, values, enable_gqa=gqa)
 
 
@@ -123,11 +130,11 @@ def _gather_sdpa(x: Inputs, p: Problem) -> Call:
     chosen = torch.stack([pages[mask[0].repeat_interleave(p.grain)] for mask in x.unit_mask]).long()
     heads = torch.arange(p.kv_heads, device=x.q.device)[:, None]
     q = x.q.transpose(0, 1)[None].contiguous()
-    gqa = p.query_heads != p.kv_heads
 
     def call() -> Tensor:
-        keys = x.keys[chosen, heads].flatten(1, 2)[None]
-        values = x.values[chosen, heads].flatten(1, 2)[None]
+        gathered = (pool[chosen, heads].flatten(1, 2)[None] for pool in (x.keys, x.values))
+        group = p.query_heads // p.kv_heads
+        keys, values, gqa = _grouped(x.q.device.type, *gathered, group)
         return scaled_dot_product_attention(q, keys, values, enable_gqa=gqa)
 
     return call
@@ -142,7 +149,7 @@ def _flex(x: Inputs, p: Problem, leaves: bool = False) -> Any:
     group = p.query_heads // p.kv_heads
     mask = x.unit_mask.repeat_interleave(group, 0)[None]
     counts = mask.sum(-1, dtype=torch.int32)
-    order = mask.to(torch.int8).argsort(-1, descending=True, stable=True).to(torch.int32)
+    order = mask.to(torch.int8).argsort(dim=-1, descending=True, stable=True).to(torch.int32)
     none = torch.zeros_like(counts)
     block_mask = BlockMask.from_kv_blocks(
         *(none, torch.zeros_like(order), counts, order),
@@ -236,6 +243,7 @@ def _decode(bench: Bench, sequences: int, blocks: int, heads: tuple[int, int], w
         pool[pages].transpose(2, 3).flatten(1, 2).transpose(1, 2).contiguous()
         for pool in (keys, values)
     ]
+    keys_d, values_d, gqa = _grouped(device, *dense, query_heads // kv_heads)
     params = {"B": sequences, "W": blocks * PLACES, "H": f"{query_heads}/{kv_heads}", "E": width}
     moved = 2.0 * total * PLACES * kv_heads * width * 2
     case = Case(f"decode B={sequences}", {**params, "dtype": "bfloat16"}, moved_bytes=moved)
@@ -245,7 +253,7 @@ def _decode(bench: Bench, sequences: int, blocks: int, heads: tuple[int, int], w
         lambda: ops.focused_attention(q, keys, values, table, plan, rules)[0],
         {
             "SDPA, contiguous": lambda: scaled_dot_product_attention(
-                q[:, :, None], *dense, enable_gqa=query_heads != kv_heads
+                q[:, :, None], keys_d, values_d, enable_gqa=gqa
             )
         },
     )
