@@ -35,6 +35,10 @@ TOLERANCES: dict[str, dict[torch.dtype, Tolerance]] = {
         torch.bfloat16: Tolerance(2**-7, 2**-7, "2^-9 for each of a few rounded factors"),
         torch.float16: Tolerance(2**-10, 2**-10, "2^-12 for each of a few rounded factors"),
     },
+    # Several products in a row, forward and backward: errors of the first grow in the later ones.
+    "deep": {
+        torch.float32: Tolerance(1e-4, 3e-5, "a dozen products, each 1e-5 at most"),
+    },
 }
 
 
@@ -51,7 +55,7 @@ def assert_close(
     Args:
         ours: any dtype and device; its dtype chooses the tolerance.
         reference: same shape, float64 as a rule.
-        kind: "sum" or "product", see TOLERANCES.
+        kind: "sum", "product" or "deep", see TOLERANCES.
         dtype: chooses the tolerance instead, where a float32 result was made from bf16 parts.
         what: named in the message.
     """

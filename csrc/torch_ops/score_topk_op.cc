@@ -41,8 +41,10 @@ TensorView selection_view(const Tensor& tensor, int64_t k) {
   return out;
 }
 
-Tensor workspace_for(const TensorView& input, const Tensor& like, int64_t bytes) {
-  return empty_like_device(like, {input.device == Device::kCpu ? 0 : bytes}, ScalarType::Byte);
+// None on CPU.
+MaybeTensor workspace_for(const TensorView& input, const Tensor& like, int64_t bytes) {
+  if (input.device == Device::kCpu) return std::nullopt;
+  return empty_like_device(like, {bytes}, ScalarType::Byte);
 }
 
 Selection op_topk(Tensor scores, int64_t k, MaybeTensor mask) {
@@ -54,7 +56,7 @@ Selection op_topk(Tensor scores, int64_t k, MaybeTensor mask) {
   args.mask = view(mask);
   args.values = selection_view(std::get<0>(out), k);
   args.indices = selection_view(std::get<1>(out), k);
-  const Tensor workspace =
+  const MaybeTensor workspace =
       workspace_for(args.scores, scores, topk_workspace_bytes(batch, count, k));
   args.workspace = view(workspace);
   raise_if_error(topk(args, exec_for(scores)));
@@ -82,7 +84,7 @@ Selection score_call(const ScoreCall& call, Status (*run)(const ScoreTopkArgs&, 
   Selection out = empty_selection(call.queries, call.k, count);
   args.values = selection_view(std::get<0>(out), call.k);
   args.indices = selection_view(std::get<1>(out), call.k);
-  const Tensor workspace = workspace_for(
+  const MaybeTensor workspace = workspace_for(
       args.rows, call.rows, score_topk_workspace_bytes(args.queries.shape[0], count, call.k));
   args.workspace = view(workspace);
   raise_if_error(run(args, exec_for(call.rows)));

@@ -9,6 +9,16 @@ from __future__ import annotations
 import torch
 
 from megacontext_ext.ops import _load
+from megacontext_ext.ops.block_encoder import (
+    BlockEncoderLayer,
+    BlockEncoderWeights,
+    add_norm,
+    block_encoder,
+    gated_act,
+    init_block_encoder,
+    rope_table,
+    window_attention,
+)
 from megacontext_ext.ops.focused_attention import (
     dense_query_starts,
     focused_attention,
@@ -25,25 +35,33 @@ _load.load()
 _CPU_LEVELS = ("portable", "avx2", "avx512")
 
 __all__ = [
+    "BlockEncoderLayer",
+    "BlockEncoderWeights",
+    "add_norm",
+    "block_encoder",
     "cpu_level",
     "dense_query_starts",
     "focused_attention",
+    "gated_act",
     "gaussian_rope",
     "gaussian_rope_",
     "gaussian_rope_tables",
     "gist_pool",
     "gist_pool_tree",
     "gist_pool_tree_counts",
+    "init_block_encoder",
     "make_read_plan",
     "merge_attention",
     "page_gather",
     "page_gather_out",
     "page_scatter",
+    "rope_table",
     "score_beam",
     "score_topk",
     "score_topk_at",
     "set_cpu_level",
     "topk",
+    "window_attention",
 ]
 
 

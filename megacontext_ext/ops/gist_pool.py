@@ -135,9 +135,15 @@ def _setup_context(ctx, inputs, output):
     ctx.block_size, ctx.scale = block_size, scale
 
 
+def _needs_grad(ctx):
+    """Of each of the five arguments; torch leaves out those at the end that have their default."""
+    return (*ctx.needs_input_grad, *[False] * (5 - len(ctx.needs_input_grad)))
+
+
 def _backward(ctx, grad_gists):
     rows, weights, query = ctx.saved_tensors
-    wants = (ctx.needs_input_grad[0], ctx.needs_input_grad[2], ctx.needs_input_grad[3])
+    needs = _needs_grad(ctx)
+    wants = (needs[0], needs[2], needs[3])
     grads = _OPS.gist_pool_backward(
         grad_gists.contiguous(), rows, ctx.block_size, weights, query, ctx.scale, *wants
     )
@@ -158,8 +164,9 @@ def _setup_context_tree(ctx, inputs, output):
 def _backward_tree(ctx, grad_nodes, grad_node_weights):
     """From the top LOD down: each LOD adds what its parents pass to it."""
     rows, weights, query, nodes, node_weights = ctx.saved_tensors
-    wants_weights = weights is not None and (ctx.needs_input_grad[0] or ctx.needs_input_grad[2])
-    wants = (True, wants_weights, ctx.needs_input_grad[3])
+    needs = _needs_grad(ctx)
+    wants_weights = weights is not None and (needs[0] or needs[2])
+    wants = (True, wants_weights, needs[3])
     counts = gist_pool_tree_counts(rows.shape[0], ctx.block_size)
     starts = [sum(counts[:lod]) for lod in range(len(counts))]
     grad_query = None if query is None else torch.zeros_like(query)
