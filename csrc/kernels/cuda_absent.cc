@@ -78,23 +78,24 @@ Status page_gather_cuda(const Exec&, const PageMoveArgs&) {
 }
 Status page_scatter_cuda(const Exec&, const PageMoveArgs&) {
   return cuda_absent("page_scatter");
-  Status add_norm_cuda(const Exec&, const AddNormArgs&) {
-    return cuda_absent("add_norm");
-  }
-  Status add_norm_backward_cuda(const Exec&, const AddNormBackwardArgs&) {
-    return cuda_absent("add_norm_backward");
-  }
-  Status window_attention_cuda(const Exec&, const WindowAttentionArgs&) {
-    return cuda_absent("window_attention");
-  }
-  Status window_attention_backward_cuda(const Exec&, const WindowAttentionBackwardArgs&) {
-    return cuda_absent("window_attention_backward");
-  }
-  Status gated_act_cuda(const Exec&, const GatedActArgs&) {
-    return cuda_absent("gated_act");
-  }
-  Status gated_act_backward_cuda(const Exec&, const GatedActBackwardArgs&) {
-    return cuda_absent("gated_act_backward");
-  }
+}
+Status add_norm_cuda(const Exec&, const AddNormArgs&) {
+  return cuda_absent("add_norm");
+}
+Status add_norm_backward_cuda(const Exec&, const AddNormBackwardArgs&) {
+  return cuda_absent("add_norm_backward");
+}
+Status window_attention_cuda(const Exec&, const WindowAttentionArgs&) {
+  return cuda_absent("window_attention");
+}
+Status window_attention_backward_cuda(const Exec&, const WindowAttentionBackwardArgs&) {
+  return cuda_absent("window_attention_backward");
+}
+Status gated_act_cuda(const Exec&, const GatedActArgs&) {
+  return cuda_absent("gated_act");
+}
+Status gated_act_backward_cuda(const Exec&, const GatedActBackwardArgs&) {
+  return cuda_absent("gated_act_backward");
+}
 
 }  // namespace mc
