@@ -56,6 +56,7 @@ Bytes encode_head(ByteWriter& out, const IndexBlocks& change) {
   out.u32(change.partition);
   out.u64(change.first_block);
   out.u32(change.block_count);
+  out.u32(change.analyzer);
   return change.terms;
 }
 Bytes encode_head(ByteWriter& out, const CloseStore&) {
@@ -111,6 +112,7 @@ Change decode_change(ChangeKind change_kind, ByteReader& in, Bytes bytes, bool& 
       change.partition = in.u32();
       change.first_block = in.u64();
       change.block_count = in.u32();
+      change.analyzer = in.u32();
       change.terms = read_terms(in, bytes, change.block_count);
       return change;
     }

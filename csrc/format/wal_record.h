@@ -6,7 +6,7 @@
 //   2 add partition   id u32, created_ms u64, source text, metadata text
 //   3 set metadata    partition u32, metadata text
 //   4 put rows        family u32, partition u32, first u64, count u64, byte_count u64, rows
-//   5 index blocks    partition u32, first_block u64, block_count u32,
+//   5 index blocks    partition u32, first_block u64, block_count u32, analyzer version u32,
 //                     block_count x (term_count u32, term_count x (hash u64, count u32))
 //   6 close           nothing: the writer left in good order
 #pragma once
@@ -50,6 +50,7 @@ struct IndexBlocks {
   uint32_t partition = 0;
   uint64_t first_block = 0;
   uint32_t block_count = 0;
+  uint32_t analyzer = 0;  // version of what made the terms (search/analyzer.h)
   Bytes terms;  // block_count x (term_count, terms), as above
 };
 struct CloseStore {};

@@ -208,8 +208,9 @@ Status Store::index_text(uint32_t partition, uint64_t first_block,
     while (at < terms.size() && encoded.byte_count() < kRecordBytes) {
       encode_terms(encoded, terms[at++]);
     }
-    MC_RETURN_IF_ERROR(write({IndexBlocks{partition, first_block + start,
-                                          static_cast<uint32_t>(at - start), encoded.bytes()}}));
+    MC_RETURN_IF_ERROR(
+        write({IndexBlocks{partition, first_block + start, static_cast<uint32_t>(at - start),
+                           kAnalyzerVersion, encoded.bytes()}}));
   }
   return Status::ok();
 }
@@ -337,6 +338,11 @@ Status Store::apply_one(const IndexBlocks& change) {
       state_.partitions[change.partition]->indexed_blocks != change.first_block) {
     return Status::corruption(str_cat("blocks from ", change.first_block, " of partition ",
                                       change.partition, " do not continue its index"));
+  }
+  if (change.analyzer != kAnalyzerVersion) {
+    return Status::unsupported(str_cat("the WAL has terms of analyzer ", change.analyzer,
+                                       ", this is analyzer ", kAnalyzerVersion,
+                                       "; checkpoint the store with the version that wrote it"));
   }
   LexicalIndex grown = state_.lexical;  // searches go on meanwhile
   MC_RETURN_IF_ERROR(

@@ -78,7 +78,7 @@ TEST(Codecs, records_round_trip) {
   const RecordParts record({DefineFamily{3, 1, RowType::kBf16, 64, "gist"},
                             AddPartition{0, 1234, "a.txt", "{}"}, SetMetadata{0, "{1}"},
                             PutRows{1, 0, 10, 3, std::as_bytes(std::span(tokens))},
-                            IndexBlocks{0, 5, 2, terms.bytes()}, CloseStore{}});
+                            IndexBlocks{0, 5, 2, 1, terms.bytes()}, CloseStore{}});
   std::vector<std::byte> bytes;
   for (Bytes part : record.parts()) bytes.insert(bytes.end(), part.begin(), part.end());
   ASSERT_EQ(bytes.size(), record.byte_count());
@@ -100,7 +100,7 @@ TEST(Codecs, no_damaged_record_reads_outside_its_bytes) {
   ByteWriter terms;
   terms.u32(1), terms.u64(99), terms.u32(2);
   const RecordParts record(
-      {AddPartition{0, 1, "source", "{}"}, IndexBlocks{0, 5, 1, terms.bytes()}});
+      {AddPartition{0, 1, "source", "{}"}, IndexBlocks{0, 5, 1, 1, terms.bytes()}});
   std::vector<std::byte> bytes;
   for (Bytes part : record.parts()) bytes.insert(bytes.end(), part.begin(), part.end());
   for (size_t at = 0; at < bytes.size(); ++at) {

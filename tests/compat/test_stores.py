@@ -1,0 +1,90 @@
+"""Stores that released versions wrote open for ever.
+
+`stores/v1` was written by `write_store` below with the first version of the format. It is never
+written again: a new format adds a folder.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import megacontext_ext as mx
+
+STORES = Path(__file__).parent / "stores"
+DTYPES = {"f32": "f4", "bf16": "u2", "f16": "f2", "i8": "i1", "u8": "u1"}
+TEXTS = [f"block number {i}" for i in range(32)]
+TAIL_TEXTS = ["only here: quokka", "and more"]
+
+
+def rows_of(dtype: str) -> np.ndarray:
+    return (np.arange(32 * 4).reshape(32, 4) % 100).astype(DTYPES[dtype])
+
+
+def write_store(path: Path) -> None:
+    """Sealed segments of every row type and postings, then a WAL with every kind of change."""
+    options = mx.StoreOptions(wal_first_file_bytes=16384, wal_most_file_bytes=16384)
+    with mx.Store.create(path, {"model": "golden", "tokenizer": "none"}, options) as store:
+        first = store.add_partition("first.txt", '{"kind": "golden"}')
+        store.append_tokens(first, np.arange(1000) * 3, np.arange(1000) * 4)
+        for dtype in DTYPES:
+            store.define_rows(dtype, 1, dtype, 4)
+            store.put_rows(dtype, first, 0, rows_of(dtype))
+        store.index_text(first, 0, TEXTS)
+        store.checkpoint()
+        store.define_rows("late", 2, "u8", 1)
+        store.put_rows("f32", first, 5, np.full((2, 4), -1, np.float32))
+        second = store.add_partition("second.txt")
+        store.set_metadata(second, '{"late": true}')
+        store.append_tokens(second, np.arange(70))
+        store.index_text(second, 0, TAIL_TEXTS)
+
+
+def compare(store: mx.Store) -> None:
+    assert store.identity == {"model": "golden", "tokenizer": "none"}
+    first, second = store.partitions()
+    assert (first.source, first.metadata_json, first.token_count) == (
+        "first.txt",
+        '{"kind": "golden"}',
+        1000,
+    )
+    assert (second.source, second.metadata_json, second.token_count) == (
+        "second.txt",
+        '{"late": true}',
+        70,
+    )
+    assert store.read_tokens(0, 0, 1000).tolist() == list(range(0, 3000, 3))
+    assert store.read_tokens(1, 0, 70).tolist() == list(range(70))
+    assert store.block_char_starts(0, 0, 32).tolist() == list(range(0, 4096, 128))
+    for dtype in DTYPES:
+        expected = rows_of(dtype)
+        if dtype == "f32":
+            expected[5:7] = -1
+        np.testing.assert_array_equal(store.read_rows(dtype, 0, 0, 32), expected)
+    assert [f.name for f in store.row_families()] == [*DTYPES, "late"]
+    assert store.search("quokka", 3)[0].tolist() == [1]
+    assert store.search("17", 3)[1].tolist() == [17]
+    store.check()
+
+
+@pytest.mark.parametrize("version", sorted(p.name for p in STORES.iterdir()))
+def test_a_store_of_every_released_format_opens_reads_and_grows(version, tmp_path):
+    with mx.Store.open(STORES / version, read_only=True) as store:
+        compare(store)
+    copy = tmp_path / version
+    shutil.copytree(STORES / version, copy)
+    with mx.Store.open(copy) as store:
+        compare(store)
+        store.append_tokens(1, [70])
+        store.checkpoint()
+        assert store.read_tokens(1, 69, 71).tolist() == [69, 70]
+        store.check()
+
+
+def test_the_writer_of_the_golden_store_still_means_the_same(tmp_path):
+    write_store(tmp_path / "fresh")
+    with mx.Store.open(tmp_path / "fresh") as store:
+        compare(store)
