@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         ScoreField,
         WorkingContext,
     )
+    from megacontext_ext.search import TextIndex, analyze
     from megacontext_ext.store import Partition, RowFamily, Snapshot, Store, StoreOptions
 
 __version__ = "0.1.0"
@@ -33,6 +34,8 @@ _HOMES: dict[str, str] = {
     "FocusPlan": "megacontext_ext.focus",
     "ScoreField": "megacontext_ext.focus",
     "WorkingContext": "megacontext_ext.focus",
+    "TextIndex": "megacontext_ext.search",
+    "analyze": "megacontext_ext.search",
     "Partition": "megacontext_ext.store",
     "RowFamily": "megacontext_ext.store",
     "Snapshot": "megacontext_ext.store",
@@ -50,7 +53,9 @@ __all__ = [
     "Snapshot",
     "Store",
     "StoreOptions",
+    "TextIndex",
     "WorkingContext",
+    "analyze",
     "errors",
     "ops",
 ]

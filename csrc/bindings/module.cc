@@ -5,5 +5,6 @@ PYBIND11_MODULE(_engine, module) {
   module.doc() = "The compiled engine of megacontext_ext. Private: use megacontext_ext instead.";
   mc::bindings::register_errors(module);
   mc::bindings::register_focus(module);
+  mc::bindings::register_search(module);
   mc::bindings::register_store(module);
 }

@@ -5,6 +5,7 @@
 #include <bit>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "search/stemmer.h"
 #include "search/unicode.h"
@@ -188,22 +189,51 @@ class WordScanner {
   char32_t previous_unspaced_ = 0;
 };
 
+// Equal hashes side by side; best for a block of text.
+std::vector<Term> count_sorted(std::vector<uint64_t> hashes) {
+  std::sort(hashes.begin(), hashes.end());
+  std::vector<Term> terms;
+  terms.reserve(hashes.size());
+  for (const uint64_t hash : hashes) {
+    if (terms.empty() || terms.back().hash != hash) terms.push_back({hash, 0});
+    ++terms.back().count;
+  }
+  return terms;
+}
+
+// A long text repeats its words: counting first leaves few to sort.
+std::vector<Term> count_repeated(const std::vector<uint64_t>& hashes) {
+  std::vector<Term> slots(2048);  // empty where the count is 0; the hashes are uniform already
+  size_t used = 0;
+  const auto slot_of = [&slots](uint64_t hash) -> Term& {
+    size_t at = hash & (slots.size() - 1);
+    while (slots[at].count != 0 && slots[at].hash != hash) at = (at + 1) & (slots.size() - 1);
+    return slots[at];
+  };
+  for (const uint64_t hash : hashes) {
+    if (2 * used > slots.size()) {
+      const std::vector<Term> full = std::exchange(slots, std::vector<Term>(4 * slots.size()));
+      for (const Term& term : full) {
+        if (term.count != 0) slot_of(term.hash) = term;
+      }
+    }
+    Term& slot = slot_of(hash);
+    used += slot.count == 0;
+    slot = {hash, slot.count + 1};
+  }
+  std::erase_if(slots, [](const Term& term) { return term.count == 0; });
+  std::sort(slots.begin(), slots.end(),
+            [](const Term& left, const Term& right) { return left.hash < right.hash; });
+  return slots;
+}
+
 }  // namespace
 
 std::vector<Term> analyze(std::string_view utf8) {
   static_assert(std::endian::native == std::endian::little, "hashes read words of 8 bytes");
   std::vector<uint64_t> hashes = WordScanner(utf8).scan();
-  std::sort(hashes.begin(), hashes.end());
-  std::vector<Term> terms;
-  terms.reserve(std::min<size_t>(hashes.size(), 256));
-  for (const uint64_t hash : hashes) {
-    if (terms.empty() || terms.back().hash != hash) {
-      terms.push_back({hash, 1});
-    } else if (terms.back().count != std::numeric_limits<uint32_t>::max()) {
-      ++terms.back().count;
-    }
-  }
-  return terms;
+  constexpr size_t kBlockWords = 512;
+  return hashes.size() <= kBlockWords ? count_sorted(std::move(hashes)) : count_repeated(hashes);
 }
 
 uint32_t term_total(std::span<const Term> terms) {

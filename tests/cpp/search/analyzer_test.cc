@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <map>
 #include <random>
 #include <string>
 
@@ -61,6 +62,21 @@ TEST(Analyzer, counts_each_term_once_in_hash_order) {
   EXPECT_LT(terms[0].hash, terms[1].hash);
   EXPECT_LT(terms[1].hash, terms[2].hash);
   EXPECT_EQ(terms, analyze("fish fish fish blue red red"));
+}
+
+TEST(Analyzer, long_texts_count_as_their_parts) {
+  std::mt19937 random(2);
+  std::map<uint64_t, uint32_t> counts;
+  std::string text;
+  for (int word = 0; word < 60'000; ++word) {
+    const std::string part = "w" + std::to_string(random() % 9000 * (random() % 9000) / 2000) + " ";
+    for (const Term& term : analyze(part)) counts[term.hash] += term.count;
+    text += part;
+  }
+  const std::vector<Term> terms = analyze(text);
+  ASSERT_EQ(terms.size(), counts.size());
+  size_t at = 0;
+  for (const auto& [hash, count] : counts) EXPECT_EQ(terms[at++], (Term{hash, count}));
 }
 
 TEST(Analyzer, numbers_stay_whole) {
