@@ -13,7 +13,8 @@ from megacontext.cli.output import console, notes, say, show_json
 from megacontext.runtime import SourceSpan
 from megacontext_ext import Store
 
-_SHOWN_TEXT = 70
+# Of a long name the end says most.
+_SOURCE_CHARS = 28
 
 
 def inspect_store(path: Path, as_json: bool) -> None:
@@ -75,15 +76,15 @@ def inspect_working_context(
 
 def sources_table(spans: Sequence[SourceSpan]) -> Table:
     """Where the answer was read from, best first."""
-    table = Table("score", "source", "characters", "tokens", "text", box=None, padding=(0, 1))
+    table = Table("score", "source", "characters", box=None, padding=(0, 1), expand=True)
+    table.add_column("text", no_wrap=True, overflow="ellipsis", ratio=1)
     for span in spans:
-        text = " ".join(span.text.split())
-        shown = text if len(text) <= _SHOWN_TEXT else f"{text[: _SHOWN_TEXT - 3]}..."
         table.add_row(
             f"{span.score:.2f}",
-            span.source,
+            span.source
+            if len(span.source) <= _SOURCE_CHARS
+            else f"...{span.source[3 - _SOURCE_CHARS :]}",
             f"{span.char_start:,}-{span.char_end:,}",
-            f"{span.token_start:,}-{span.token_end:,}",
-            shown,
+            " ".join(span.text.split()),
         )
     return table

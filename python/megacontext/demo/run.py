@@ -137,6 +137,8 @@ def _progress(console: Console, total: int) -> Iterator[Step]:
 
         @contextmanager
         def step(name: str) -> Iterator[Callable[[], None]]:
+            if not console.is_terminal:  # a bar would show only at the end
+                console.print(f"{name}: {total} questions ...")
             task = progress.add_task(name, total=total)
             yield lambda: progress.advance(task)
 

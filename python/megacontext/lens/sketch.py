@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from megacontext.models import FrozenBase, TokenArray
 
@@ -43,7 +44,7 @@ class Sketcher:
 
     def block_rows(self, blocks: TokenArray) -> NDArray[np.int8]:
         """int8 [N, W] for tokens [N, K]; a row is scaled to its own largest value."""
-        sums = self._table[torch.from_numpy(blocks.astype(np.int64))].sum(dim=1)
+        sums = embedding_bag(torch.from_numpy(blocks.astype(np.int64)), self._table, mode="sum")
         largest = sums.abs().amax(dim=1, keepdim=True).clamp(min=1e-12)
         return torch.round(sums * (127.0 / largest)).to(torch.int8).numpy()
 

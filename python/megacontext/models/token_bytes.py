@@ -67,10 +67,10 @@ class TextStream:
 
 
 def _byte_level(text: str, alphabet: dict[str, int]) -> bytes:
-    # An added token may hold characters outside the alphabet; it is then plain text.
-    if all(character in alphabet for character in text):
-        return bytes(alphabet[character] for character in text)
-    return text.encode("utf-8")
+    try:
+        return bytes(map(alphabet.__getitem__, text))
+    except KeyError:  # an added token with characters outside the alphabet is plain text
+        return text.encode("utf-8")
 
 
 def _sentence_piece(text: str) -> bytes:

@@ -1,0 +1,77 @@
+"""The demo's parts: real text, facts that are where they should be, one fair scoring."""
+
+from __future__ import annotations
+
+import pytest
+
+from megacontext.demo.corpus import Document, load_corpus, sample_questions
+from megacontext.demo.facts import plant
+from megacontext.demo.run import METHODS, PLANTED_OF_EACH, READING_QUESTIONS, SEED, Outcome
+from megacontext.demo.scoring import is_right, normalised
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return load_corpus()
+
+
+def test_the_history_is_real_and_long_enough(corpus):
+    characters = sum(len(document.text) for document in corpus.documents)
+    # About 4.5 characters a token.
+    assert characters > 200_000 * 4.6
+    assert len(corpus.questions) > 3000
+
+
+def test_answers_stand_in_the_spans_of_their_questions(corpus):
+    for question in corpus.questions[::37]:
+        assert any(answer in question.span for answer in question.answers)
+        assert question.span in corpus.documents[0].text
+
+
+def test_questions_are_the_same_for_a_seed_and_of_different_paragraphs(corpus):
+    first, again, other = (sample_questions(corpus, 30, seed) for seed in (1, 1, 2))
+    assert first == again != other
+    assert len({question.span for question in first}) == 30
+
+
+def test_planted_facts_stand_in_the_text_once_and_twins_beside_them():
+    documents = [Document("a", [f"paragraph {n} " * 20 for n in range(50)]),
+                 Document("b", [f"other {n} " * 20 for n in range(50)])]  # fmt: skip
+    questions = plant(documents, 3, seed=5)
+    whole = "\n".join(document.text for document in documents)
+    assert len(questions) == 9
+    assert whole.count("The captain of the ship") == 6
+    for question in questions:
+        assert question.answers[0] in question.span
+        assert question.span in whole
+
+
+def test_planting_is_seeded():
+    made = [plant([Document("a", ["text " * 50] * 30)], 3, seed) for seed in (5, 5, 6)]
+    assert made[0] == made[1] != made[2]
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [("It was the Eiffel Tower.", True), ("eiffel-tower", True), ("Eiffel", False),
+     ("Eiffel Towers", False), ("", False)],
+)  # fmt: skip
+def test_scoring_wants_the_words_in_a_row(answer, right):
+    assert is_right(answer, ("the Eiffel Tower",)) is right
+
+
+def test_an_accepted_answer_of_articles_alone_never_counts():
+    assert normalised("The") == ""
+    assert not is_right("anything", ("the",))
+
+
+def test_shares_of_the_ceiling(corpus):
+    questions = sample_questions(corpus, 4, 1)
+    right = [question.answers[0] for question in questions]
+    outcome = Outcome(questions, {"ceiling": [*right[:2], "no", "no"],
+                                  "megacontext": [right[0], "no", "no", "no"]})  # fmt: skip
+    assert outcome.over_ceiling("megacontext") == 0.5
+    assert set(METHODS) >= {"megacontext", "ceiling", "plain", "rag"}
+    assert READING_QUESTIONS >= 30
+    assert PLANTED_OF_EACH >= 3
+    assert SEED
