@@ -69,6 +69,12 @@ def _emulated_ops() -> Any:
     return torch.ops.megacontext_emu
 
 
+@pytest.fixture
+def emulated_ops() -> Any:
+    """The operators of the emulated twin, for tests of the emulation itself."""
+    return _emulated_ops()
+
+
 KERNEL_DEVICES = ["cpu_portable", "cpu_avx2", "cpu_avx512", "cuda_emu", "cuda"]
 
 

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cmath>
 
 #include "kernels/common/scalar.h"
 #include "kernels/common/vec.h"
@@ -9,6 +8,13 @@
 namespace mc {
 namespace {
 
+struct TableInputs {
+  const float* positions;
+  const float* sigmas;  // may be nullptr
+  const float* inv_freq;
+  int64_t pairs;
+  float scale;
+};
 struct RopeTables {
   const float* cos;
   const float* sin;
@@ -52,24 +58,12 @@ int64_t row_grain(int64_t width) {
 }  // namespace
 
 void gaussian_rope_tables_cpu(const Exec& exec, const GaussianRopeTablesArgs& args) {
-  const int64_t pairs = args.inv_freq.shape[0];
-  const float *positions = args.positions.as<float>(), *sigmas = args.sigmas.as<float>();
-  const float* inv_freq = args.inv_freq.as<float>();
+  const TableInputs in{args.positions.as<float>(), args.sigmas.as<float>(),
+                       args.inv_freq.as<float>(), args.inv_freq.shape[0], args.scale};
   float *cos = args.cos.as<float>(), *sin = args.sin.as<float>();
-  const float scale = args.scale;
-  exec.for_range(0, args.positions.shape[0], row_grain(8 * pairs), [=](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      for (int64_t j = 0; j < pairs; ++j) {
-        const float angle = positions[row] * inv_freq[j];
-        float factor = scale;
-        if (sigmas != nullptr) {
-          const float spread = sigmas[row] * inv_freq[j];
-          factor *= std::exp(-0.5f * spread * spread);
-        }
-        cos[row * pairs + j] = factor * std::cos(angle);
-        sin[row * pairs + j] = factor * std::sin(angle);
-      }
-    }
+  const int64_t grain = row_grain(2 * in.pairs);
+  exec.for_range(0, args.positions.shape[0], grain, [&](int64_t begin, int64_t end) {
+    MC_FOR_CPU_LEVEL(table_rows(in, cos, sin, begin, end))
   });
 }
 
