@@ -1,0 +1,13 @@
+"""Paged memory: keys and values computed once, attended to in a focused selection.
+
+    with megacontext.attach(model) as memory:
+        model.generate(**tokenizer("...", return_tensors="pt"))
+
+See README.md of this folder.
+"""
+
+from __future__ import annotations
+
+from megacontext.paged.attach import PagedConfig, PagedMemory, attach
+
+__all__ = ["PagedConfig", "PagedMemory", "attach"]

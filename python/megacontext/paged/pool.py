@@ -1,0 +1,96 @@
+"""Pages of keys and values: 32 tokens a page, keys un-rotated, one page number for all layers.
+
+Knows tensors and page numbers; nothing of timelines or models.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from megacontext.config import K
+from megacontext_ext.errors import InvalidArgument
+
+
+class PagePool:
+    """Keys and values [P, Hkv, 32, E] of every layer; page p of all layers is one block of tokens.
+
+    Memory: layers * 2 * P * Hkv * 32 * E elements; it grows by doubling up to `pages_max`.
+    """
+
+    def __init__(
+        self, layers: int, page_shape: tuple[int, int], like: Tensor, pages_max: int = 0
+    ) -> None:
+        """An empty pool.
+
+        Args:
+            layers: number of layers.
+            page_shape: (KV heads, head width).
+            like: dtype and device of the pages.
+            pages_max: most pages, 0 for no limit but memory.
+        """
+        self.pages_max = pages_max
+        self._shape = page_shape
+        self._free: list[int] = []
+        self._page_count = 0
+        heads, width = page_shape
+        self.keys = [like.new_zeros(0, heads, K, width) for _ in range(layers)]
+        self.values = [like.new_zeros(0, heads, K, width) for _ in range(layers)]
+
+    @property
+    def page_count(self) -> int:
+        """Pages in use."""
+        return self._page_count - len(self._free)
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page over all layers, keys and values."""
+        heads, width = self._shape
+        return len(self.keys) * 2 * heads * K * width * self.keys[0].element_size()
+
+    def allocate(self, count: int) -> list[int]:
+        """Numbers of `count` pages; their rows are undefined but finite.
+
+        Raises:
+            InvalidArgument: the limit on pages would be passed.
+        """
+        if self.pages_max and self.page_count + count > self.pages_max:
+            raise InvalidArgument(
+                f"[paged] the pool may hold {self.pages_max} pages "
+                f"({self.pages_max * self.page_bytes >> 20} MiB), {self.page_count + count} needed"
+            )
+        taken = [self._free.pop() for _ in range(min(count, len(self._free)))]
+        while len(taken) < count:
+            taken.append(self._page_count)
+            self._page_count += 1
+        self._reserve(self._page_count)
+        return taken
+
+    def release(self, pages: list[int]) -> None:
+        """Gives pages back; their numbers are used again."""
+        self._free.extend(pages)
+
+    def write(self, layer: int, rows: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Puts rows of one layer.
+
+        Args:
+            rows: [T] page number * 32 + slot.
+            keys, values: [Hkv, T, E], keys un-rotated.
+        """
+        page, slot = rows // K, rows % K
+        self.keys[layer][page, :, slot] = keys.transpose(0, 1)
+        self.values[layer][page, :, slot] = values.transpose(0, 1)
+
+    def _reserve(self, pages: int) -> None:
+        held = self.keys[0].shape[0]
+        if pages <= held:
+            return
+        room = max(pages, 2 * held, 16)
+        if self.pages_max:
+            room = max(pages, min(room, self.pages_max))
+        # Zeros, not empty memory: an unwritten row may be multiplied by a weight of zero.
+        for pools in (self.keys, self.values):
+            for layer, old in enumerate(pools):
+                grown = old.new_zeros(room, *old.shape[1:])
+                grown[:held] = old
+                pools[layer] = grown

@@ -1,0 +1,128 @@
+"""One forward pass: which rows its queries read, where those rows stand, and the plan for them.
+
+Made once a step and used by every layer; only the rotary tables differ where layers do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from megacontext.config import K
+from megacontext.paged.rotary import LayerRotary
+from megacontext.paged.stream import FocusLimits, Stream
+from megacontext_ext.ops.focused_attention import (
+    EntryTable,
+    ReadPlan,
+    Rope,
+    dense_query_starts,
+    make_read_plan,
+)
+
+QUERY_TILE = 64
+
+
+@dataclass
+class Step:
+    """The queries of a step, all streams one after another, and what they read.
+
+    Attributes:
+        rows: [T] rows of the pool that the new tokens are written to.
+        table: the places in focus, stream by stream.
+        query_positions: [T] positions on the timeline, for causality.
+        key_places: [N, 32] positions for rotation, tokens; query_places: [T].
+    """
+
+    rows: Tensor
+    table: EntryTable
+    query_starts: Tensor
+    query_positions: Tensor
+    block_ranges: Tensor
+    key_places: Tensor
+    query_places: Tensor
+    query_tile: int
+    _plans: dict[int, ReadPlan] = field(default_factory=dict)
+    _ropes: dict[int, Rope] = field(default_factory=dict)
+
+    def plan(self, window: int) -> ReadPlan:
+        """The read plan for layers with this sliding window (0: none)."""
+        if window not in self._plans:
+            self._plans[window] = make_read_plan(
+                self.table,
+                self.query_starts,
+                self.query_positions,
+                self.block_ranges,
+                query_tile=self.query_tile,
+                window=window,
+            )
+        return self._plans[window]
+
+    def rope(self, rotary: LayerRotary) -> Rope:
+        """Rotary tables of a layer; layers that share frequencies share them."""
+        key = id(rotary.frequencies)
+        if key not in self._ropes:
+            self._ropes[key] = rotary.tables(self.key_places, self.query_places)
+        return self._ropes[key]
+
+
+def make_step(
+    streams: list[Stream],
+    new_tokens: list[int],
+    limits: FocusLimits,
+    trained_tokens: int,
+    device: torch.device,
+) -> Step:
+    """The step in which stream i reads `new_tokens[i]` more tokens. Pages must exist already.
+
+    Rotary positions are those of the timeline while it fits in the trained range; beyond it the
+    blocks in focus stand one after another in timeline order, so that no position is new to the
+    model.
+    """
+    rows, positions, places, query_positions, query_places, own_rows = [], [], [], [], [], []
+    ranges: list[tuple[int, int]] = []
+    slots = torch.arange(K)
+    first = 0
+    for stream, count in zip(streams, new_tokens, strict=True):
+        blocks = torch.tensor(stream.in_focus(limits, count) if count else [], dtype=torch.long)
+        pages = torch.tensor(stream.pages, dtype=torch.long)[blocks]
+        timeline = blocks[:, None] * K + slots
+        end = stream.token_count + count
+        fits = end <= trained_tokens
+        stands = timeline if fits else torch.arange(len(blocks))[:, None] * K + slots
+        queries = torch.arange(stream.token_count, end)
+        # Beyond the trained range everything moves left by what lies before the own blocks.
+        shift = 0 if fits or not count else int(timeline[-1, 0] - stands[-1, 0])
+        rows.append(pages[:, None] * K + slots)
+        positions.append(timeline)
+        places.append(stands)
+        query_positions.append(queries)
+        query_places.append(queries - shift)
+        own_rows.append(_own_rows(stream, queries))
+        tiles = -(-count // _tile(new_tokens))
+        ranges += [(first, first + len(blocks))] * tiles
+        first += len(blocks)
+    as_int = {"dtype": torch.int32, "device": device}
+    table = EntryTable(
+        rows=torch.cat(rows).to(**as_int), positions=torch.cat(positions).to(**as_int)
+    )
+    return Step(
+        rows=torch.cat(own_rows).to(device),
+        table=table,
+        query_starts=dense_query_starts(new_tokens, _tile(new_tokens), device),
+        query_positions=torch.cat(query_positions).to(**as_int),
+        block_ranges=torch.tensor(ranges, **as_int),
+        key_places=torch.cat(places).to(device),
+        query_places=torch.cat(query_places).to(device),
+        query_tile=_tile(new_tokens),
+    )
+
+
+def _tile(new_tokens: list[int]) -> int:
+    return 1 if max(new_tokens) == 1 else QUERY_TILE
+
+
+def _own_rows(stream: Stream, queries: Tensor) -> Tensor:
+    pages = torch.tensor(stream.pages, dtype=torch.long)
+    return pages[queries // K] * K + queries % K
