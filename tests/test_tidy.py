@@ -36,6 +36,7 @@ PYTHON_MAY_IMPORT = {
     "models": {"config"},
     "gists": {"config", "models"},
     "lens": {"config", "models"},
+    "paged": {"config", "models", "gists"},
     "view": {"config"},
     "runtime": {"config", "models", "gists", "lens"},
     "memory": {"config", "models", "gists", "lens", "runtime", "view"},

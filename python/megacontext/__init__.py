@@ -10,6 +10,7 @@ from megacontext_ext import __version__
 if TYPE_CHECKING:
     from megacontext.config import FrameConfig, GenerationConfig, LensConfig, RuntimeConfig
     from megacontext.memory import Chat, Memory, WorkingContextView, open
+    from megacontext.paged import PagedConfig, PagedMemory, attach
     from megacontext.runtime import Answer, IngestReport, SourceSpan
 
 # Public name -> the module that has it; loaded when first used, for torch takes a second.
@@ -21,9 +22,12 @@ _HOMES = {
     "IngestReport": "megacontext.runtime",
     "LensConfig": "megacontext.config",
     "Memory": "megacontext.memory",
+    "PagedConfig": "megacontext.paged",
+    "PagedMemory": "megacontext.paged",
     "RuntimeConfig": "megacontext.config",
     "SourceSpan": "megacontext.runtime",
     "WorkingContextView": "megacontext.memory",
+    "attach": "megacontext.paged",
     "open": "megacontext.memory",
 }
 
@@ -35,10 +39,13 @@ __all__ = [
     "IngestReport",
     "LensConfig",
     "Memory",
+    "PagedConfig",
+    "PagedMemory",
     "RuntimeConfig",
     "SourceSpan",
     "WorkingContextView",
     "__version__",
+    "attach",
     "open",
 ]
 

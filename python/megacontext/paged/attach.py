@@ -167,15 +167,11 @@ class PagedMemory:
 
     def _check_blocks(self, blocks: list[int], stream: int) -> None:
         if not 0 <= stream < len(self.streams):
-            raise InvalidArgument(
-                f"[paged] stream must be below {len(self.streams)}, got {stream}"
-            )
+            raise InvalidArgument(f"[paged] stream must be below {len(self.streams)}, got {stream}")
         count = -(-self.streams[stream].token_count // K)
         wrong = [b for b in blocks if not 0 <= b < count]
         if wrong:
-            raise InvalidArgument(
-                f"[paged] blocks must be in [0, {count}), got {wrong[0]}"
-            )
+            raise InvalidArgument(f"[paged] blocks must be in [0, {count}), got {wrong[0]}")
 
 
 @contextmanager

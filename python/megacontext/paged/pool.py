@@ -5,7 +5,6 @@ Knows tensors and page numbers; nothing of timelines or models.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from megacontext.config import K

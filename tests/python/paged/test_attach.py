@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from megacontext.paged import PagedConfig, attach
-from megacontext.paged.stream import FocusLimits, Stream
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
@@ -19,6 +17,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from megacontext.paged import PagedConfig, attach
+from megacontext.paged.stream import FocusLimits, Stream
 from megacontext_ext.errors import InvalidArgument, OverBudget, Unsupported
 
 SIZES = {
@@ -158,9 +158,10 @@ def test_bad_calls_are_refused_with_numbers():
             memory.focus([4])
         with pytest.raises(InvalidArgument, match="has 1 streams, the batch has 2"):
             model(tokens(4, batch=2), past_key_values=memory.cache)
-    with pytest.raises(InvalidArgument, match="pool may hold 2 pages"), attach(
-        model, PagedConfig(pages_max=2)
-    ) as memory:
+    with (
+        pytest.raises(InvalidArgument, match="pool may hold 2 pages"),
+        attach(model, PagedConfig(pages_max=2)) as memory,
+    ):
         model(tokens(100), past_key_values=memory.cache)
 
 
