@@ -104,6 +104,11 @@ def list_names() -> None:
         typer.echo(f"  {name:24s}{category}")
 
 
+def main(arguments: list[str]) -> None:
+    """Run with `arguments`: what the CLI calls for `megacontext eval long ...`."""
+    app(arguments, prog_name="megacontext eval long")
+
+
 def _ended(error: MegaContextError) -> typer.Exit:
     typer.echo(f"error: {error}", err=True)
     return typer.Exit(2)

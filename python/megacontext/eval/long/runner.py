@@ -139,6 +139,7 @@ class _Session:
             "method": method_name,
             "settings": self.methods[method_name].about,
             "budget_places": self.config.budget_places,
+            "frame": asdict(self.reader.frame),
             "model": self.identity,
             "harness": HARNESS_VERSION,
         }

@@ -46,6 +46,10 @@ def _say(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def main() -> None:
-    """Entry point of tools/port_model.py."""
-    typer.run(port_model)
+app = typer.Typer(add_completion=False)
+app.command(name="port")(port_model)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run with `arguments`, or those of the process: what the CLI calls for `megacontext port`."""
+    app(arguments, prog_name="megacontext port")

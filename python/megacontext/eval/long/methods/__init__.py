@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from megacontext.eval.long.methods.agents import PagingAgent, RecursiveSummary
+from megacontext.eval.long.methods.memory import MemoryMethod
 from megacontext.eval.long.methods.reader import Method, NotApplicable, Reader, Reply
 from megacontext.eval.long.methods.retrieval import Neighbours, Retrieval
 from megacontext.eval.long.methods.window import (
@@ -26,6 +27,7 @@ METHODS: dict[str, MethodMaker] = {
     "full": lambda reader, _: FullContext(reader),
     "ceiling": lambda reader, _: Ceiling(reader),
     "no_context": lambda reader, _: NoContext(reader),
+    "megacontext": lambda reader, folder: MemoryMethod(reader, folder),
     "truncation": lambda reader, _: Truncation(reader),
     "sinks_window": lambda reader, _: SinksWindow(reader),
     "rag_bm25": lambda reader, _: Retrieval(reader, "bm25", "rag_bm25"),

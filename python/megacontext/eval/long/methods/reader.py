@@ -15,11 +15,10 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from megacontext.config import FrameConfig
 from megacontext.eval.long.example import Example
 from megacontext.models import FrozenBase, Prompt, PromptRunner, StepInput, TokenArray
 from megacontext_ext.errors import InvalidArgument
-
-_ASK = "\n\nAnswer from the text above, briefly.\nQuestion: "
 
 
 class NotApplicable(Exception):
@@ -72,16 +71,19 @@ class Reading:
 
 @dataclass
 class Reader:
-    """The base with a budget. Not for several threads."""
+    """The base with a budget, asked in the words that MegaContext uses itself (`FrameConfig`), so
+    that no method has the better prompt. Not for several threads."""
 
     base: FrozenBase
     budget_places: int = 2048
+    frame: FrameConfig = field(default_factory=FrameConfig)
     _before: TokenArray = field(init=False, repr=False)
     _after: TokenArray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        parts = self.base.tokenizer.chat_parts()
-        self._before, self._after = parts.before, parts.after
+        parts = self.base.tokenizer.chat_parts(self.frame.system)
+        self._before = np.concatenate([parts.before, self.encode(self.frame.lead)])
+        self._after = parts.after
 
     def encode(self, text: str) -> TokenArray:
         return self.base.tokenizer.encode(text)
@@ -146,7 +148,7 @@ class Reader:
         return float(logs.gather(1, ids).mean())
 
     def _tail(self, example: Example) -> TokenArray:
-        question = self.encode(_ASK + example.question)
+        question = self.encode(self.frame.ask.replace("{question}", example.question))
         return np.concatenate([question, self._after, self.encode(example.answer_prefix)])
 
 
