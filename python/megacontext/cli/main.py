@@ -169,6 +169,32 @@ def doctor(
         raise typer.Exit(1)
 
 
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def port(context: typer.Context) -> None:
+    """Certify a checkpoint as a base: port MODEL; writes a configuration and a card."""
+    from megacontext.models.port.command import main as port_main
+
+    port_main(context.args or ["--help"])
+
+
+evaluate = typer.Typer(no_args_is_help=True, help="Measure answers: eval long run, report, list.")
+app.add_typer(evaluate, name="eval")
+
+
+@evaluate.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def long(context: typer.Context) -> None:
+    """Questions over long histories, with baselines at equal budget."""
+    from megacontext.eval.long.command import main as long_main
+
+    long_main(context.args or ["--help"])
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(context: typer.Context) -> None:
     """Run benchmarks of a source checkout: bench list, bench run NAME [--smoke|--full]."""
