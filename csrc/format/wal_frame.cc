@@ -30,8 +30,10 @@ Result<WalFileHeader> decode_wal_file_header(Bytes bytes) {
   return header;
 }
 
-uint32_t frame_crc(const WalFrameHeader& header, Bytes padded_payload) {
-  return crc32c(padded_payload, crc32c(bytes_of_struct(header).subspan(4)));
+uint32_t frame_crc(const WalFrameHeader& header, std::span<const Bytes> padded_payload) {
+  uint32_t crc = crc32c(bytes_of_struct(header).subspan(4));
+  for (Bytes part : padded_payload) crc = crc32c(part, crc);
+  return crc;
 }
 
 std::optional<WalFrameHeader> decode_wal_frame(Bytes bytes, uint32_t salt) {
@@ -41,7 +43,7 @@ std::optional<WalFrameHeader> decode_wal_frame(Bytes bytes, uint32_t salt) {
   if (header.salt != salt || header.payload_bytes == 0) return std::nullopt;
   if (frame_bytes(header) > bytes.size()) return std::nullopt;
   const Bytes payload = bytes.subspan(sizeof(header), frame_bytes(header) - sizeof(header));
-  if (header.crc != frame_crc(header, payload)) return std::nullopt;
+  if (header.crc != frame_crc(header, {&payload, 1})) return std::nullopt;
   return header;
 }
 

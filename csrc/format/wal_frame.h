@@ -74,8 +74,8 @@ WalFileHeader seal(WalFileHeader header);  // with its crc
 // Magic, version, crc; the caller compares number and store_id.
 Result<WalFileHeader> decode_wal_file_header(Bytes bytes);
 
-// The crc a frame must have. `padded_payload` includes the zeros.
-uint32_t frame_crc(const WalFrameHeader& header, Bytes padded_payload);
+// The crc a frame must have. The parts of the payload include the zeros behind it.
+uint32_t frame_crc(const WalFrameHeader& header, std::span<const Bytes> padded_payload);
 // The frame at the start of `bytes` if it is whole and carries this salt, whatever its sequence.
 std::optional<WalFrameHeader> decode_wal_frame(Bytes bytes, uint32_t salt);
 inline uint64_t frame_bytes(const WalFrameHeader& header) {

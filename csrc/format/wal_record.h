@@ -51,7 +51,7 @@ struct IndexBlocks {
   uint64_t first_block = 0;
   uint32_t block_count = 0;
   uint32_t analyzer = 0;  // version of what made the terms (search/analyzer.h)
-  Bytes terms;  // block_count x (term_count, terms), as above
+  Bytes terms;            // block_count x (term_count, terms), as above
 };
 struct CloseStore {};
 

@@ -27,7 +27,9 @@ class ReadableFile {
 class WritableFile {
  public:
   virtual ~WritableFile() = default;
-  virtual Status write_at(uint64_t offset, Bytes bytes) = 0;
+  // The parts one after the other, as one operation where the system can.
+  virtual Status write_parts_at(uint64_t offset, std::span<const Bytes> parts) = 0;
+  Status write_at(uint64_t offset, Bytes bytes) { return write_parts_at(offset, {&bytes, 1}); }
   virtual Status sync() = 0;  // fdatasync: content is durable on return; the name may not be
 };
 

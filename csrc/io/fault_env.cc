@@ -56,7 +56,9 @@ class FaultWritableFile final : public WritableFile {
   FaultWritableFile(FaultEnv* env, std::string path, std::shared_ptr<FaultEnv::Inode> inode)
       : env_(env), path_(std::move(path)), inode_(std::move(inode)) {}
 
-  Status write_at(uint64_t offset, Bytes bytes) override {
+  Status write_parts_at(uint64_t offset, std::span<const Bytes> parts) override {
+    std::vector<std::byte> bytes;
+    for (Bytes part : parts) bytes.insert(bytes.end(), part.begin(), part.end());
     std::lock_guard guard(env_->mutex_);
     MC_RETURN_IF_ERROR(env_->begin_operation(path_, false));
     const uint64_t end = offset + bytes.size();
@@ -65,7 +67,7 @@ class FaultWritableFile final : public WritableFile {
       return Status::io_error(str_cat(path_, ": pwrite: ", std::strerror(ENOSPC)), ENOSPC);
     }
     write_into(inode_->live, offset, bytes);
-    inode_->unsynced.push_back({offset, {bytes.begin(), bytes.end()}});
+    inode_->unsynced.push_back({offset, std::move(bytes)});
     return Status::ok();
   }
 

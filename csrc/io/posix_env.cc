@@ -3,11 +3,13 @@
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <climits>
 #include <cstring>
 #include <random>
 
@@ -89,14 +91,24 @@ class PosixWritableFile final : public WritableFile {
  public:
   PosixWritableFile(int fd, std::string path) : fd_(fd), path_(std::move(path)) {}
 
-  Status write_at(uint64_t offset, Bytes bytes) override {
-    while (!bytes.empty()) {
-      const ssize_t put =
-          ::pwrite(fd_.get(), bytes.data(), bytes.size(), static_cast<off_t>(offset));
+  Status write_parts_at(uint64_t offset, std::span<const Bytes> parts) override {
+    std::vector<iovec> vectors;
+    for (Bytes part : parts) {
+      if (!part.empty()) vectors.push_back({const_cast<std::byte*>(part.data()), part.size()});
+    }
+    for (size_t at = 0; at < vectors.size();) {
+      const int count = static_cast<int>(std::min<size_t>(vectors.size() - at, IOV_MAX));
+      ssize_t put = ::pwritev(fd_.get(), &vectors[at], count, static_cast<off_t>(offset));
       if (put < 0 && errno == EINTR) continue;
-      if (put < 0) return errno_status("pwrite", path_);
+      if (put < 0) return errno_status("pwritev", path_);
       offset += static_cast<uint64_t>(put);
-      bytes = bytes.subspan(static_cast<size_t>(put));
+      for (; at < vectors.size() && static_cast<size_t>(put) >= vectors[at].iov_len; ++at) {
+        put -= static_cast<ssize_t>(vectors[at].iov_len);
+      }
+      if (at < vectors.size()) {  // a short write ended within this one
+        vectors[at].iov_base = static_cast<std::byte*>(vectors[at].iov_base) + put;
+        vectors[at].iov_len -= static_cast<size_t>(put);
+      }
     }
     return Status::ok();
   }

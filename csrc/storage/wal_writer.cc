@@ -1,6 +1,7 @@
 #include "storage/wal_writer.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "format/file_names.h"
@@ -9,22 +10,22 @@ namespace mc {
 namespace {
 
 constexpr size_t kFlushBytes = 256 << 10;
+constexpr uint64_t kDirectBytes = 32 << 10;  // frames of this size and more are not buffered
 constexpr uint64_t kZeroBytes = 1 << 20;
 
-// Copies record[from, from + count) to `out`.
-void copy_range(const RecordParts& record, uint64_t from, uint64_t count, std::byte* out) {
+// The views that make up record[from, from + count).
+std::vector<Bytes> cut(const RecordParts& record, uint64_t from, uint64_t count) {
+  std::vector<Bytes> pieces;
   for (Bytes part : record.parts()) {
-    if (count == 0) return;
-    if (from >= part.size()) {
+    if (from < part.size() && count > 0) {
+      pieces.push_back(part.subspan(from, std::min<uint64_t>(count, part.size() - from)));
+      count -= pieces.back().size();
+      from = 0;
+    } else if (from >= part.size()) {
       from -= part.size();
-      continue;
     }
-    const uint64_t take = std::min<uint64_t>(count, part.size() - from);
-    std::memcpy(out, part.data() + from, take);
-    out += take;
-    count -= take;
-    from = 0;
   }
+  return pieces;
 }
 
 }  // namespace
@@ -43,38 +44,48 @@ Status WalWriter::append(const RecordParts& record) {
     const uint64_t payload = std::min(record.byte_count() - done, room - room % kFrameAlign);
     uint8_t flags = done == 0 ? kFirstFrame : 0;
     if (done + payload == record.byte_count()) flags |= kLastFrame;
-    append_frame(flags, payload, record, done);
+    MC_RETURN_IF_ERROR(append_frame(flags, cut(record, done, payload), payload));
     done += payload;
-    if (buffer_.size() >= kFlushBytes) MC_RETURN_IF_ERROR(flush());
   }
-  return Status::ok();
+  return buffer_.size() >= kFlushBytes ? flush() : Status::ok();
 }
 
-void WalWriter::append_frame(uint8_t flags, uint64_t payload_bytes, const RecordParts& record,
-                             uint64_t from) {
+Status WalWriter::append_frame(uint8_t flags, std::vector<Bytes> pieces, uint64_t payload_bytes) {
+  constexpr std::array<std::byte, kFrameAlign> kZeros{};
   WalFrameHeader frame;
   frame.payload_bytes = static_cast<uint32_t>(payload_bytes);
   frame.sequence = next_.sequence++;
   frame.durable_sequence = durable_;
   frame.salt = header_.salt;
   frame.flags = flags;
-  const size_t start = buffer_.size();
-  buffer_.resize(start + frame_bytes(frame));
-  std::byte* const payload = buffer_.data() + start + sizeof(frame);
-  copy_range(record, from, payload_bytes, payload);
-  frame.crc = frame_crc(frame, Bytes(payload, frame_bytes(frame) - sizeof(frame)));
-  std::memcpy(buffer_.data() + start, &frame, sizeof(frame));
+  pieces.push_back(Bytes(kZeros).first(frame_bytes(frame) - sizeof(frame) - payload_bytes));
+  frame.crc = frame_crc(frame, pieces);
+  pieces.insert(pieces.begin(), bytes_of_struct(frame));
   end_ += frame_bytes(frame);
+  if (payload_bytes < kDirectBytes) {
+    for (Bytes piece : pieces) buffer_.insert(buffer_.end(), piece.begin(), piece.end());
+    return Status::ok();
+  }
+  // Large rows go from the caller's memory to the system, behind what is buffered.
+  pieces.insert(pieces.begin(), buffer_);
+  return write_out(pieces);
+}
+
+Status WalWriter::write_out(std::span<const Bytes> pieces) {
+  MC_RETURN_IF_ERROR(file_->write_parts_at(buffer_offset_, pieces));
+  uint64_t written = 0;
+  for (Bytes piece : pieces) written += piece.size();
+  buffer_offset_ += written;
+  byte_count_ += written;
+  replay_bytes_ += written;
+  buffer_.clear();
+  return Status::ok();
 }
 
 Status WalWriter::flush() {
   if (buffer_.empty()) return Status::ok();
-  MC_RETURN_IF_ERROR(file_->write_at(buffer_offset_, buffer_));
-  buffer_offset_ += buffer_.size();
-  byte_count_ += buffer_.size();
-  replay_bytes_ += buffer_.size();
-  buffer_.clear();
-  return Status::ok();
+  const Bytes buffered = buffer_;
+  return write_out({&buffered, 1});
 }
 
 Status WalWriter::sync() {

@@ -33,7 +33,7 @@ class WalWriter {
   WalWriter(Env* env, WalOptions options, WalPosition next)
       : env_(env), options_(std::move(options)), next_(next), durable_(next.sequence) {}
 
-  // Buffered: neither written nor durable on return.
+  // Buffered, or written when large; not durable on return.
   Status append(const RecordParts& record);
   Status flush();  // the buffer reaches the operating system
   Status sync();   // and the disk
@@ -63,8 +63,8 @@ class WalWriter {
   Status start_file();
   Status create_file(const std::string& path);
   Status recycle_file(const std::string& path);
-  void append_frame(uint8_t flags, uint64_t payload_bytes, const RecordParts& record,
-                    uint64_t from);
+  Status append_frame(uint8_t flags, std::vector<Bytes> pieces, uint64_t payload_bytes);
+  Status write_out(std::span<const Bytes> pieces);
   std::string path_of(uint64_t number) const;
 
   Env* env_;

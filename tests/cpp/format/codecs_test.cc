@@ -58,7 +58,8 @@ TEST(Codecs, a_frame_is_live_only_whole_and_with_its_salt) {
   frame.payload_bytes = 11;
   frame.salt = 5;
   frame.sequence = 3;
-  frame.crc = frame_crc(frame, Bytes(bytes).subspan(32));
+  const Bytes payload = Bytes(bytes).subspan(32);
+  frame.crc = frame_crc(frame, {&payload, 1});
   std::memcpy(bytes.data(), &frame, sizeof(frame));
   EXPECT_EQ(decode_wal_frame(bytes, 5)->sequence, 3u);
   EXPECT_FALSE(decode_wal_frame(bytes, 6));

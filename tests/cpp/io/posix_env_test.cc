@@ -42,6 +42,19 @@ TEST_F(PosixEnv, what_is_written_is_read_and_mapped) {
   EXPECT_EQ(text_of(Bytes(buffer).first(3)), "rld");
 }
 
+TEST_F(PosixEnv, parts_are_written_one_after_the_other_also_more_than_one_call_takes) {
+  std::vector<Bytes> parts;
+  std::string expected = "..";
+  for (int i = 0; i < 3000; ++i) {
+    parts.push_back(bytes_of(std::string_view("abcdefg").substr(0, static_cast<size_t>(i % 8))));
+    expected += text_of(parts.back());
+  }
+  auto file = env_->open_writable(path("a"), WriteMode::kTruncate);
+  ASSERT_TRUE(file.value()->write_at(0, bytes_of("..")).is_ok());
+  ASSERT_TRUE(file.value()->write_parts_at(2, parts).is_ok());
+  EXPECT_EQ(text_of(env_->open_readable(path("a")).value()->map().value()), expected);
+}
+
 TEST_F(PosixEnv, modes_truncate_or_keep) {
   ASSERT_TRUE(env_->open_writable(path("a"), WriteMode::kTruncate)
                   .value()
