@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kThreads)
   if (n >= pages.count) return;
   const int64_t page = pages.page(n);
   if (kScatter && page < 0) return;
-  Unit* inside = pool + page * page_units;
+  Unit* inside = pool + (page < 0 ? 0 : page) * page_units;
   Unit* outside = rows + n * page_units;
   const int64_t step = int64_t{blockDim.x} * gridDim.y;
   for (int64_t at = int64_t{blockIdx.y} * blockDim.x + threadIdx.x; at < page_units;
