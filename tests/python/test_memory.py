@@ -101,6 +101,26 @@ def test_a_long_answer_refocuses_every_k_tokens(filled):
     assert answer.stats.computed_places < answer.stats.generated_tokens * 2 + 3 * 512
 
 
+def test_answers_read_in_turns_are_those_read_one_after_the_other(filled):
+    config = GenerationConfig(max_new_tokens=70, temperature=1.0, seed=3)
+    alone = [filled.ask(question, config).text for question in ("captain Astrid", "letter")]
+    first, second = (filled.ask(question, config) for question in ("captain Astrid", "letter"))
+    for _ in zip(first, second, strict=False):
+        pass
+    assert [first.text, second.text] == alone
+
+
+@pytest.mark.parametrize("words", range(10, 60, 7))
+def test_every_question_fits_or_is_refused(filled, words):
+    """Around the largest question that fits, nothing else happens."""
+    question = "why " * (words * 8)
+    try:
+        view = filled.working_context(question)
+    except OverBudget:
+        return
+    assert len(view.assembled.prompt) <= SMALL.budget_places
+
+
 def test_the_same_memory_answers_alike_after_reopening(tmp_path, tiny_base):
     with megacontext.open(tmp_path / "m", tiny_base, config=SMALL) as memory:
         memory.ingest(FILLER + FACT, source="log.txt")
@@ -262,7 +282,7 @@ class TestRefusals:
 
 
 def test_a_full_disk_is_an_error_and_what_was_acknowledged_stays(tmp_path, tiny_folder):
-    """A file size limit of 1.5 MB stands for the full disk; the process is one of its own."""
+    """A file size limit of 600 KB stands for the full disk; the process is one of its own."""
     script = f"""
 import resource, signal, sys
 import megacontext
@@ -271,9 +291,9 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 base = load({tiny_folder!r}, dtype="float32")
 memory = megacontext.open({str(tmp_path / "m")!r}, base)
 memory.ingest({FACT!r} * 40, source="first")
-resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, resource.RLIM_INFINITY))
 try:
-    memory.ingest({FILLER!r} * 600, source="large")
+    memory.ingest({FILLER!r} * 200, source="large")
 except OSError as error:
     print(type(error).__name__, error.errno)
     sys.exit(7)
@@ -323,6 +343,20 @@ def test_frames_are_words_and_can_be_changed(tmp_path, tiny_base):
         text = tiny_base.tokenizer.decode(view.assembled.prompt.tokens.astype(np.uint32))
         assert "Notes: The captain" in text
         assert "\nWho? Short:" in text
+
+
+@pytest.mark.smollm2
+def test_smollm2_answers_from_the_middle_of_real_text(tmp_path, smollm2):
+    from megacontext.demo.corpus import load_corpus
+
+    paragraphs = load_corpus().documents[0].paragraphs[:300]
+    paragraphs[150] += " The pass key of Quillon Depot is 88541. Remember it."
+    with megacontext.open(tmp_path / "m", smollm2("bfloat16")) as memory:
+        memory.ingest("\n\n".join(paragraphs), source="encyclopedia.txt")
+        answer = memory.ask("What is the pass key of Quillon Depot?")
+        assert "88541" in answer.text
+        assert "88541" in answer.sources[0].text
+        assert answer.stats.prompt_places < 2048 < memory.token_count // 10
 
 
 def test_errors_are_of_one_family():

@@ -88,10 +88,7 @@ class Baselines:
         return answers
 
     def _frame(self, question: TextQuestion) -> QuestionFrame:
-        config = self._memory.config
-        return question_frame(
-            self._base.tokenizer, question.question, config.frame, config.budget_places
-        )
+        return question_frame(self._base.tokenizer, question.question, self._memory.config)
 
     def _prompt(self, question: TextQuestion, tokens: TokenArray) -> Prompt:
         frame = self._frame(question)

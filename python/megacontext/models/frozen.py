@@ -104,7 +104,7 @@ def load(
 
 
 def _attention_of(source: str) -> str:
-    """"sdpa", or "eager" for models whose scores need more than it has (Gemma 2's soft cap)."""
+    """ "sdpa", or "eager" for models whose scores need more than it has (Gemma 2's soft cap)."""
     kind = type(AutoConfig.from_pretrained(source))
     if kind not in AutoModelForCausalLM._model_mapping:
         return "sdpa"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megacontext.config import FrameConfig
+from megacontext.config import K, RuntimeConfig
 from megacontext.models import TextTokenizer, TokenArray
 from megacontext_ext.errors import InvalidArgument, OverBudget
 
@@ -26,20 +26,21 @@ class QuestionFrame:
         return len(self.before) + len(self.after)
 
 
-def question_frame(
-    tokenizer: TextTokenizer, question: str, config: FrameConfig, budget_places: int
-) -> QuestionFrame:
-    """The frame of `question`. Raises: OverBudget when it leaves no place for any history."""
+def question_frame(tokenizer: TextTokenizer, question: str, config: RuntimeConfig) -> QuestionFrame:
+    """The frame of `question`. Raises: OverBudget when it leaves no room for one block of history
+    beside the markers."""
     if not question.strip():
         raise InvalidArgument("[ask] question must have at least one character, got none")
-    parts = tokenizer.chat_parts(config.system)
+    words = config.frame
+    parts = tokenizer.chat_parts(words.system)
     # Only the question is content of unknown origin; it cannot hold control tokens.
-    lead = tokenizer.encode(config.lead)
-    ask = tokenizer.encode(config.ask.replace("{question}", question))
+    lead = tokenizer.encode(words.lead)
+    ask = tokenizer.encode(words.ask.replace("{question}", question))
     frame = QuestionFrame(
         before=np.concatenate([parts.before, lead]), after=np.concatenate([ask, parts.after])
     )
-    if frame.places >= budget_places:
+    budget_places = config.budget_places
+    if frame.places + config.marker_places + K > budget_places:
         raise OverBudget(
             f"[ask] question must leave room in the budget of {budget_places:,} places, got a "
             f"question of {len(ask):,} tokens in a frame of {frame.places:,} places; shorten it, "

@@ -31,7 +31,6 @@ class Focus:
         self._for_answer = Allocator(AllocatorConfig())
         self._context: WorkingContext | None = None
         self._scores: Scores | None = None
-        self._question_scores: Scores | None = None
 
     @property
     def passages(self) -> Sequence[Passage]:
@@ -50,17 +49,16 @@ class Focus:
             self._context = WorkingContext(budget, places, 0)
         self._extend()
 
-    def refocus(self, question: Question) -> None:
+    def refocus(self, question: Question) -> Scores:
         """Bring what `question` needs into focus."""
         self._extend()
-        self._question_scores = self._parts.lens.score(self._parts.history, question)
-        self._apply(self._question_scores, self._for_question)
+        scores = self._parts.lens.score(self._parts.history, question)
+        self._apply(scores, self._for_question)
+        return scores
 
-    def refocus_on_answer(self, question: Question) -> None:
-        """The same while answering: what the question needs stays, what `question` (with the answer
-        so far) adds may come in."""
-        asked = self._question_scores
-        assert asked is not None
+    def refocus_on_answer(self, question: Question, asked: Scores) -> None:
+        """The same while answering: what was `asked` for stays, what `question` (with the answer so
+        far) adds may come in."""
         self._extend()
         added = self._parts.lens.score(self._parts.history, question)
         merged = {

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from megacontext.config import GenerationConfig
-from megacontext.lens import Question
-from megacontext.models import Prompt, PromptRunner, Sampler
+from megacontext.lens import Question, Scores
+from megacontext.models import Prompt, PromptRunner, Sampler, TokenArray
 from megacontext.models.generate import StopText
 from megacontext.runtime.answer import Answer, AnswerStats
 from megacontext.runtime.assemble import Assembled, Assembler, merge_runs
@@ -22,15 +23,30 @@ from megacontext.runtime.refocus import Focus
 _CONTINUATION_TOKENS = 64
 
 
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """One question on its way to an answer."""
+
+    answer: Answer
+    asked: Question
+    frame: QuestionFrame
+    focus: Focus
+    generation: GenerationConfig
+    began: float
+
+
 class Session:
-    """Questions over one memory, one after the other. Keeps the KV cache and the working context
-    between them. One thread."""
+    """Questions over one memory. Keeps the KV cache between them; within a conversation also the
+    working context. Outside of one, an answer does not depend on what was asked before, and answers
+    may be read in turns. One thread."""
 
     def __init__(self, parts: Parts, conversation: int | None = None) -> None:
         self._parts = parts
         self._runner = PromptRunner(parts.base)
         self._assembler = Assembler(parts.store, parts.base.tokenizer, parts.gists, parts.config)
+        self._conversation = conversation
         self.focus = Focus(parts, conversation)
+        # What was assembled last, with the focus it came from.
         self.last: Assembled | None = None
 
     def ask(
@@ -42,51 +58,38 @@ class Session:
         Raises: OverBudget for a question that leaves no room, InvalidArgument for an empty one.
         """
         began = time.perf_counter()
-        config = self._parts.config
-        frame = question_frame(
-            self._parts.base.tokenizer, question, config.frame, config.budget_places
-        )
-        stats = AnswerStats(budget_places=config.budget_places)
-        answer = Answer(question, iter(()), stats)
+        frame = self._frame(question)
+        answer = Answer(question, iter(()), AnswerStats(budget_places=self._budget_places))
         asked = self._question(retrieval_text or question)
-        answer._pieces = self._decode(answer, asked, frame, generation, began)
+        turn = _Turn(answer, asked, frame, self._next_focus(), generation, began)
+        answer._pieces = self._decode(turn)
         return answer
 
     def look(self, question: str) -> Assembled:
         """Focus on a question and assemble its prompt, without answering."""
-        config = self._parts.config
-        frame = question_frame(
-            self._parts.base.tokenizer, question, config.frame, config.budget_places
-        )
-        self._open(frame)
-        self.focus.refocus(self._question(question))
-        return self._assemble(frame, 0)
+        frame, focus = self._frame(question), self._next_focus()
+        focus.open(self._entry_places(frame))
+        focus.refocus(self._question(question))
+        return self._assemble(focus, frame, 0)
 
-    def _decode(
-        self,
-        answer: Answer,
-        asked: Question,
-        frame: QuestionFrame,
-        generation: GenerationConfig,
-        began: float,
-    ) -> Iterator[str]:
+    def _decode(self, turn: _Turn) -> Iterator[str]:
+        answer, generation, focus = turn.answer, turn.generation, turn.focus
         stats, tokenizer = answer.stats, self._parts.base.tokenizer
-        self._open(frame)
-        self.focus.refocus(asked)
+        focus.open(self._entry_places(turn.frame))
+        scores = focus.refocus(turn.asked)
         stats.refocus_count = 1
-        stats.focus_seconds = time.perf_counter() - began
-        assembled = self._assemble(frame, generation.max_new_tokens)
+        stats.focus_seconds = time.perf_counter() - turn.began
+        assembled = self._assemble(focus, turn.frame, generation.max_new_tokens)
         _note(stats, assembled)
-        answer._sources[:] = spans_in_focus(self._parts, self.focus, assembled.runs)
+        self._note_sources(turn, assembled)
         sampler, text = Sampler(generation), StopText(tokenizer.stream(), generation.stop)
         prompt, said = assembled.prompt, np.zeros(0, dtype=np.uint32)
         while len(said) < generation.max_new_tokens:
             token = int(sampler.pick(self._runner.read(prompt)[None])[0])
             stats.reused_places += self._runner.reused_places
             stats.computed_places += self._runner.computed_places
-            if not stats.first_token_seconds:
-                stats.first_token_seconds = time.perf_counter() - began
-            stats.seconds = time.perf_counter() - began
+            stats.seconds = time.perf_counter() - turn.began
+            stats.first_token_seconds = stats.first_token_seconds or stats.seconds
             if token in tokenizer.end_tokens:
                 break
             said = np.append(said, np.uint32(token))
@@ -96,51 +99,65 @@ class Session:
                 return
             prompt = prompt.then(token)
             if len(said) % self._parts.config.refocus_every_tokens == 0:
-                prompt = self._refocus(answer, asked, frame, said, generation)
+                self._look_again(turn, scores, said)
+                assembled = self._assemble(focus, turn.frame, generation.max_new_tokens)
+                self._note_sources(turn, assembled)
+                prompt = _behind(assembled.prompt, said)
         yield text.end()
 
-    def _refocus(
-        self,
-        answer: Answer,
-        asked: Question,
-        frame: QuestionFrame,
-        said: np.ndarray,
-        generation: GenerationConfig,
-    ) -> Prompt:
-        """Look again with what was said, and put the answer so far behind the new prompt."""
+    def _look_again(self, turn: _Turn, scores: Scores, said: TokenArray) -> None:
+        """Refocus on the question together with the newest of the answer."""
         tail = self._parts.base.tokenizer.decode(said[-_CONTINUATION_TOKENS:])
-        self.focus.refocus_on_answer(self._question(f"{asked.text} {tail}", reads=False))
-        answer.stats.refocus_count += 1
-        assembled = self._assemble(frame, generation.max_new_tokens)
-        known = {(span.partition, span.token_start, span.token_end) for span in answer._sources}
-        answer._sources.extend(
+        question = self._question(f"{turn.asked.text} {tail}", reads=False)
+        turn.focus.refocus_on_answer(question, scores)
+        turn.answer.stats.refocus_count += 1
+
+    def _note_sources(self, turn: _Turn, assembled: Assembled) -> None:
+        sources = turn.answer._sources
+        known = {(span.partition, span.token_start, span.token_end) for span in sources}
+        sources.extend(
             span
-            for span in spans_in_focus(self._parts, self.focus, assembled.runs)
+            for span in spans_in_focus(self._parts, turn.focus, assembled.runs)
             if (span.partition, span.token_start, span.token_end) not in known
         )
-        answer._sources.sort(key=lambda span: -span.score)
-        prompt = assembled.prompt
-        behind = prompt.positions[-1] + 1 + np.arange(len(said), dtype=np.int64)
-        return Prompt(
-            np.concatenate([prompt.tokens, said.astype(np.int64)]),
-            np.concatenate([prompt.positions, behind]),
-            prompt.rows,
-        )
+        sources.sort(key=lambda span: -span.score)
+
+    def _next_focus(self) -> Focus:
+        if self._conversation is None:
+            self.focus = Focus(self._parts)
+        return self.focus
 
     def _question(self, text: str, *, reads: bool = True) -> Question:
         tokens = self._parts.base.tokenizer.encode(f" {text}")
         return Question(text, self._parts.sketcher.question_row(tokens), reads=reads)
 
-    def _open(self, frame: QuestionFrame) -> None:
-        room = self._parts.config.budget_places - frame.places - self._parts.config.marker_places
-        self.focus.open(max(room, 0))
+    @property
+    def _budget_places(self) -> int:
+        return self._parts.config.budget_places
 
-    def _assemble(self, frame: QuestionFrame, answer_tokens: int) -> Assembled:
+    def _frame(self, question: str) -> QuestionFrame:
+        return question_frame(self._parts.base.tokenizer, question, self._parts.config)
+
+    def _entry_places(self, frame: QuestionFrame) -> int:
+        return self._budget_places - frame.places - self._parts.config.marker_places
+
+    def _assemble(self, focus: Focus, frame: QuestionFrame, answer_tokens: int) -> Assembled:
         facts, config = self._parts.base.facts, self._parts.config
-        runs = merge_runs(self.focus.entries())
+        runs = merge_runs(focus.entries())
         limit = facts.trained_tokens - answer_tokens
         self.last = self._assembler.assemble(runs, frame, config.positions, limit)
+        self.focus = focus
         return self.last
+
+
+def _behind(prompt: Prompt, said: TokenArray) -> Prompt:
+    """`prompt` with the tokens of an answer behind it."""
+    positions = prompt.positions[-1] + 1 + np.arange(len(said), dtype=np.int64)
+    return Prompt(
+        np.concatenate([prompt.tokens, said.astype(np.int64)]),
+        np.concatenate([prompt.positions, positions]),
+        prompt.rows,
+    )
 
 
 def _note(stats: AnswerStats, assembled: Assembled) -> None:

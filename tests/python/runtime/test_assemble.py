@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from megacontext.config import FrameConfig, K, RuntimeConfig
+from megacontext.config import K, RuntimeConfig
 from megacontext.models import GIST_PLACE, Prompt, PromptRunner
 from megacontext.runtime import Assembler, EntryRun, GistRecord, ShownGists, merge_runs, text_source
 from megacontext.runtime.frame import question_frame
@@ -30,7 +30,7 @@ def filled(bench):
 
 @pytest.fixture
 def frame(filled):
-    return question_frame(filled.base.tokenizer, "Who?", FrameConfig(), 2048)
+    return question_frame(filled.base.tokenizer, "Who?", RuntimeConfig())
 
 
 def assembler(bench, gists=NO_GISTS, **settings) -> Assembler:
@@ -182,9 +182,9 @@ class TestGists:
 
 def test_a_question_longer_than_the_budget_is_refused_with_the_numbers(text_tokenizer):
     with pytest.raises(OverBudget, match=r"budget of 256 places, got a question of [\d,]+ tokens"):
-        question_frame(text_tokenizer, "why " * 300, FrameConfig(), 256)
+        question_frame(text_tokenizer, "why " * 300, RuntimeConfig(budget_places=256))
 
 
 def test_an_empty_question_is_refused(text_tokenizer):
     with pytest.raises(InvalidArgument, match="at least one character"):
-        question_frame(text_tokenizer, "  ", FrameConfig(), 256)
+        question_frame(text_tokenizer, "  ", RuntimeConfig())
