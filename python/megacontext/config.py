@@ -80,9 +80,10 @@ class FrameConfig:
     system: str | None = None
     # {left_out} is the number of tokens that no place of the prompt shows.
     lead: str = "Text: "
-    # Stands for a stretch that is left out; {tokens} is its length. The short form where the long
-    # one does not fit.
-    marker: str = "\n[... {tokens} tokens left out ...]\n"
+    # Stands for a stretch that is left out; {tokens} may name its length. The short form where the
+    # long one does not fit. A number here is read as an answer: asked for a number, SmolLM2-135M
+    # told the marker's in 2 of 8 needles (python/megacontext/eval/long).
+    marker: str = "\n[...]\n"
     short_marker: str = "\n[...]\n"
     ask: str = "\n\nAnswer the question using the text above.\nQuestion: {question}"
 
@@ -102,8 +103,9 @@ class RuntimeConfig:
     protected_tail_tokens: int = 128
     # Share of the budget that markers may take; a marker is about 12 tokens.
     marker_share: float = 0.1
-    # auto: true timeline positions while they lie in the trained range, else contiguous.
-    positions: PositionRule = "auto"
+    # contiguous: the prompt as if nothing were left out. auto: true timeline positions while they lie
+    # in the trained range; the gaps cost SmolLM2-135M 3 of 8 needles that it reads without them.
+    positions: PositionRule = "contiguous"
     lens: LensConfig = field(default_factory=LensConfig)
     frame: FrameConfig = field(default_factory=FrameConfig)
 

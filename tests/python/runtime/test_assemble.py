@@ -33,6 +33,10 @@ def frame(filled):
     return question_frame(filled.base.tokenizer, "Who?", RuntimeConfig())
 
 
+# Markers that name how much is left out.
+TELLING = FrameConfig(marker="\n[... {tokens} tokens left out ...]\n")
+
+
 def assembler(bench, gists=NO_GISTS, **settings) -> Assembler:
     return Assembler(bench.store, bench.base.tokenizer, gists, RuntimeConfig(**settings))
 
@@ -65,7 +69,7 @@ def test_no_gaps_give_the_plain_models_logits(filled, frame):
 
 def test_places_add_up_and_markers_say_what_is_missing(filled, frame):
     runs = entry_runs(filled, pins=[(0, 3 * K, 5 * K), (0, 8 * K, 9 * K), (1, 0, K)])
-    made = assembler(filled).assemble(runs, frame, "auto", 8192)
+    made = assembler(filled, frame=TELLING).assemble(runs, frame, "auto", 8192)
     total = sum(filled.store.token_count(partition) for partition in (0, 1))
     assert made.entry_places == 4 * K
     assert made.left_out_tokens == total - 4 * K
@@ -78,11 +82,10 @@ def test_places_add_up_and_markers_say_what_is_missing(filled, frame):
 
 def test_small_marker_budget_shortens_then_drops_markers_of_small_gaps(filled, frame):
     runs = entry_runs(filled, pins=[(0, K, 2 * K), (0, 8 * K, 9 * K)])
-    full = assembler(filled).assemble(runs, frame, "auto", 8192)
+    full = assembler(filled, frame=TELLING).assemble(runs, frame, "auto", 8192)
     for share in (0.05, 0.01, 0.0):
-        made = assembler(filled, budget_places=640, marker_share=share).assemble(
-            runs, frame, "auto", 8192
-        )
+        tight = assembler(filled, budget_places=640, marker_share=share, frame=TELLING)
+        made = tight.assemble(runs, frame, "auto", 8192)
         assert made.marker_places <= 640 * share
         assert made.marker_places < full.marker_places
         assert made.entry_places == full.entry_places

@@ -134,12 +134,13 @@ class _Session:
         return _task(name).make(request)
 
     def key(self, example: Example, method_name: str) -> str:
+        frame = self.reader.frame
         parts = {
             "example": example.digest,
             "method": method_name,
             "settings": self.methods[method_name].about,
             "budget_places": self.config.budget_places,
-            "frame": asdict(self.reader.frame),
+            "frame": [frame.system, frame.lead, frame.ask],
             "model": self.identity,
             "harness": HARNESS_VERSION,
         }

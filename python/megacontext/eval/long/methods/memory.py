@@ -57,7 +57,7 @@ class MemoryMethod:
 
     @property
     def about(self) -> str:
-        return f"the memory of this package, default settings: {self.config.lens}"
+        return f"the memory of this package, default settings: {self.config}"
 
     def answer(self, example: Example) -> Reply:
         base = cast(FrozenBase, _LedBase(self.reader.base, example.answer_prefix))
