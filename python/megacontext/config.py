@@ -103,8 +103,8 @@ class RuntimeConfig:
     protected_tail_tokens: int = 128
     # Share of the budget that markers may take; a marker is about 12 tokens.
     marker_share: float = 0.1
-    # contiguous: the prompt as if nothing were left out. auto: true timeline positions while they lie
-    # in the trained range; the gaps cost SmolLM2-135M 3 of 8 needles that it reads without them.
+    # contiguous: as if nothing were left out. auto: true timeline positions while they lie in the
+    # trained range; their gaps cost SmolLM2-135M 3 of 8 needles that it reads without them.
     positions: PositionRule = "contiguous"
     lens: LensConfig = field(default_factory=LensConfig)
     frame: FrameConfig = field(default_factory=FrameConfig)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from megacontext.config import K, RuntimeConfig
+from megacontext.config import FrameConfig, K, RuntimeConfig
 from megacontext.models import GIST_PLACE, Prompt, PromptRunner
 from megacontext.runtime import Assembler, EntryRun, GistRecord, ShownGists, merge_runs, text_source
 from megacontext.runtime.frame import question_frame
