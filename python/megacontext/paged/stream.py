@@ -72,7 +72,7 @@ class Stream:
             )
         recent_start = max(0, self.token_count - limits.recent_tokens) // K
         recent = range(own[0] - 1, recent_start - 1, -1) if own else ()
-        kept_recent = [b for b in recent][: max(1, (room - len(chosen)) // 2)]
+        kept_recent = list(recent)[: max(1, (room - len(chosen)) // 2)]
         rest = range(recent_start - 1, -1, -1)
         for block in (*range(limits.sink_blocks), *kept_recent, *self.wanted, *recent, *rest):
             if len(chosen) >= room:
