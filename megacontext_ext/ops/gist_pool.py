@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -171,13 +173,12 @@ def _backward_tree(ctx, grad_nodes, grad_node_weights):
     starts = [sum(counts[:lod]) for lod in range(len(counts))]
     grad_query = None if query is None else torch.zeros_like(query)
     grads = [grad_nodes[s : s + n].contiguous() for s, n in zip(starts, counts, strict=True)]
-    mass_grads = [
+    mass_grads: list[Any] = [
         grad_node_weights[s : s + n] if wants_weights else None
         for s, n in zip(starts, counts, strict=True)
     ]
-    grad_rows, grad_weights = torch.zeros_like(rows), None
-    if wants_weights:
-        grad_weights = torch.zeros_like(weights)
+    grad_rows = torch.zeros_like(rows)
+    grad_weights: Any = torch.zeros_like(weights) if wants_weights else None
     for lod in reversed(range(len(counts))):
         used = counts[lod] * ctx.block_size
         below = slice(starts[lod - 1], starts[lod - 1] + used) if lod else slice(0, used)

@@ -27,7 +27,9 @@ def rope_table(head_width: int, theta: float = 10_000.0) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=1).float()
 
 
-def add_norm(x: Tensor, delta: Tensor | None, gain: Tensor, epsilon: float = 1e-6):
+def add_norm(
+    x: Tensor, delta: Tensor | None, gain: Tensor, epsilon: float = 1e-6
+) -> tuple[Tensor, Tensor]:
     """(x + delta, its RMS norm times gain); [R, D] and [D]."""
     s = x if delta is None else x + delta
     inverse = torch.rsqrt(s.square().mean(-1, keepdim=True) + epsilon)

@@ -26,6 +26,7 @@ class Window:
         self.known = layout.prefix + layout.span
         self.full, self.cache = base.read(ids[:, : layout.tokens])
         self.full = self.full[:, self.known :]
+        self.mass: list[Tensor] | None = None  # of repeat_attention, when first asked for
         self.prefix = self.cache.narrow(0, layout.prefix)
         self.span = self.cache.narrow(layout.prefix, self.known)
 
@@ -145,11 +146,10 @@ def repeat_attention(window: Window) -> list[Tensor]:
 
 def top_attention(window: Window, entries: int) -> Tensor:
     """The n keys of each KV head that get most attention when the span is read again."""
-    mass = getattr(window, "mass", None)
-    if mass is None:
-        mass = window.mass = repeat_attention(window)
+    if window.mass is None:
+        window.mass = repeat_attention(window)
     keys, values = [], []
-    for k, v, m in zip(window.span.keys, window.span.values, mass, strict=True):
+    for k, v, m in zip(window.span.keys, window.span.values, window.mass, strict=True):
         chosen = (
             m.topk(entries, -1).indices.sort(-1).values[..., None].expand(-1, -1, -1, k.shape[3])
         )

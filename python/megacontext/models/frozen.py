@@ -108,7 +108,8 @@ def _attention_of(source: str) -> str:
     kind = type(AutoConfig.from_pretrained(source))
     if kind not in AutoModelForCausalLM._model_mapping:
         return "sdpa"
-    return "sdpa" if AutoModelForCausalLM._model_mapping[kind]._supports_sdpa else "eager"
+    model_class: Any = AutoModelForCausalLM._model_mapping[kind]
+    return "sdpa" if model_class._supports_sdpa else "eager"
 
 
 def _chosen_dtype(dtype: DtypeName, device: torch.device) -> torch.dtype:

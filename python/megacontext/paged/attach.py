@@ -191,7 +191,7 @@ def attach(model: PreTrainedModel, config: PagedConfig | None = None) -> Iterato
         raise InvalidArgument("[paged] a memory is attached to this model already")
     memory = PagedMemory(model, config or PagedConfig())
     attentions = [m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "o_proj")]
-    prepare = model._prepare_cache_for_generation
+    prepare: Any = model._prepare_cache_for_generation
 
     def prepare_cache(generation_config: Any, model_kwargs: dict[str, Any], *rest: Any) -> None:
         if model_kwargs.get("past_key_values") is None:
@@ -203,7 +203,7 @@ def attach(model: PreTrainedModel, config: PagedConfig | None = None) -> Iterato
         model.set_attn_implementation(IMPLEMENTATION)
         for module in attentions:
             memory_of[module] = memory
-        model._prepare_cache_for_generation = prepare_cache  # type: ignore[method-assign]
+        model._prepare_cache_for_generation = prepare_cache  # type: ignore[assignment]
         yield memory
     finally:
         for module in attentions:

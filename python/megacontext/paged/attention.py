@@ -43,16 +43,17 @@ def paged_attention(
         [B, T, Hq, E]; zeros at padding.
     """
     memory = memory_of[module]
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
     if key.shape[2] != query.shape[2]:
         raise InvalidArgument(
-            f"[paged] layer {module.layer_idx} got {key.shape[2]} keys for {query.shape[2]} "
+            f"[paged] layer {layer} got {key.shape[2]} keys for {query.shape[2]} "
             "queries: another cache is in use; pass past_key_values=memory.cache"
         )
     real = _real_tokens(attention_mask, query)
-    if module.layer_idx == 0:
+    if layer == 0:
         memory.begin_step(real, (query.shape[0], query.shape[2]))
     out = memory.attend(
-        module.layer_idx,
+        layer,
         (_flat(query, real), _flat(key, real), _flat(value, real)),
         {
             "scale": scaling,
@@ -61,7 +62,7 @@ def paged_attention(
             "window": sliding_window or 0,
         },
     )
-    if module.layer_idx == memory.layer_count - 1:
+    if layer == memory.layer_count - 1:
         memory.end_step()
     if real is None:
         return out.view(query.shape[0], query.shape[2], *out.shape[1:]), None

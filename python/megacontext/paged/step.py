@@ -103,16 +103,16 @@ def make_step(
         tiles = -(-count // _tile(new_tokens))
         ranges += [(first, first + len(blocks))] * tiles
         first += len(blocks)
-    as_int = {"dtype": torch.int32, "device": device}
     table = EntryTable(
-        rows=torch.cat(rows).to(**as_int), positions=torch.cat(positions).to(**as_int)
+        rows=torch.cat(rows).to(device, torch.int32),
+        positions=torch.cat(positions).to(device, torch.int32),
     )
     return Step(
         rows=torch.cat(own_rows).to(device),
         table=table,
         query_starts=dense_query_starts(new_tokens, _tile(new_tokens), device),
-        query_positions=torch.cat(query_positions).to(**as_int),
-        block_ranges=torch.tensor(ranges, **as_int),
+        query_positions=torch.cat(query_positions).to(device, torch.int32),
+        block_ranges=torch.tensor(ranges, dtype=torch.int32, device=device),
         key_places=torch.cat(places).to(device),
         query_places=torch.cat(query_places).to(device),
         query_tile=_tile(new_tokens),
