@@ -130,3 +130,10 @@ def _run_overhead(bench: Bench) -> None:
             lambda: raw(scores, 4),
             {"torch.topk": lambda: torch.topk(scores, 4)},
         )
+        values, indices = raw(scores, 4)
+        out = torch.ops.megacontext.topk_out.default
+        bench.compare(
+            Case("call, no allocation", {"N": 64, "k": 4}),
+            lambda: out(scores, None, values, indices),
+            {"torch.topk out": lambda: torch.topk(scores, 4, out=(values, indices))},
+        )

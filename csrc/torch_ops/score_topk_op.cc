@@ -63,6 +63,21 @@ Selection op_topk(Tensor scores, int64_t k, MaybeTensor mask) {
   return out;
 }
 
+// Into given tensors, without autograd: on CPU nothing is allocated for torch.
+void op_topk_out(Tensor scores, MaybeTensor mask, Tensor values, Tensor indices) {
+  const DeviceScope scope(scores);
+  TopkArgs args;
+  args.scores = matrix_view(scores);
+  args.mask = view(mask);
+  args.values = matrix_view(values);
+  args.indices = matrix_view(indices);
+  const MaybeTensor workspace = workspace_for(
+      args.scores, scores,
+      topk_workspace_bytes(args.scores.shape[0], args.scores.shape[1], args.values.shape[1]));
+  args.workspace = view(workspace);
+  raise_if_error(topk(args, exec_for(scores)));
+}
+
 struct ScoreCall {
   const Tensor& queries;
   const Tensor& rows;
@@ -106,6 +121,7 @@ Selection op_score_topk_at(Tensor queries, Tensor rows, Tensor candidates, int64
 
 STABLE_TORCH_LIBRARY_FRAGMENT(MC_OPS_NAMESPACE, m) {
   m.def("topk(Tensor scores, int k, Tensor? mask=None) -> (Tensor values, Tensor indices)");
+  m.def("topk_out(Tensor scores, Tensor? mask, Tensor(a!) values, Tensor(b!) indices) -> ()");
   m.def(
       "score_topk(Tensor queries, Tensor rows, int k, Tensor? scales=None, Tensor? mask=None) -> "
       "(Tensor values, Tensor indices)");
@@ -116,12 +132,14 @@ STABLE_TORCH_LIBRARY_FRAGMENT(MC_OPS_NAMESPACE, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(MC_OPS_NAMESPACE, CPU, m) {
   m.impl("topk", TORCH_BOX(&mc::torch_ops::op_topk));
+  m.impl("topk_out", TORCH_BOX(&mc::torch_ops::op_topk_out));
   m.impl("score_topk", TORCH_BOX(&mc::torch_ops::op_score_topk));
   m.impl("score_topk_at", TORCH_BOX(&mc::torch_ops::op_score_topk_at));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(MC_OPS_NAMESPACE, CUDA, m) {
   m.impl("topk", TORCH_BOX(&mc::torch_ops::op_topk));
+  m.impl("topk_out", TORCH_BOX(&mc::torch_ops::op_topk_out));
   m.impl("score_topk", TORCH_BOX(&mc::torch_ops::op_score_topk));
   m.impl("score_topk_at", TORCH_BOX(&mc::torch_ops::op_score_topk_at));
 }

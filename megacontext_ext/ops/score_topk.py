@@ -37,6 +37,7 @@ def topk(scores: Tensor, k: int, mask: Tensor | None = None) -> tuple[Tensor, Te
         InvalidArgument: a shape or dtype differs from the above, or k is out of range.
 
     Cost: one read of `scores` on CPU, four on CUDA (of what is mostly in L2); no host sync.
+    ``torch.ops.megacontext.topk_out(scores, mask, values, indices)`` writes into given tensors.
     Source: threshold from a sample, then exact radix selection; see csrc/kernels/score_topk.
     """
     try:
@@ -163,6 +164,11 @@ def _selection(lists: Sequence[int | torch.SymInt], k: int, like: Tensor) -> tup
 @torch.library.register_fake("megacontext::topk")
 def _topk_fake(scores: Tensor, k: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     return _selection(scores.shape[:-1], k, scores)
+
+
+@torch.library.register_fake("megacontext::topk_out")
+def _topk_out_fake(scores: Tensor, mask: Tensor | None, values: Tensor, indices: Tensor) -> None:
+    return None
 
 
 @torch.library.register_fake("megacontext::score_topk")

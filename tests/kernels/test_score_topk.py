@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -329,6 +331,19 @@ def test_a_vector_is_a_list_of_its_own(device):
     assert values.shape == indices.shape == (4,)
     expect_same((values, indices), [t[0] for t in ref.topk(scores[None], 4)])
     assert device.ops.score_topk(device.put(queries), device.put(rows), 3)[0].shape == (3,)
+
+
+def test_out_variant_writes_the_same_bits(device):
+    scores = device.put(torch.randn(3, 100))
+    values, indices = device.put(torch.full((3, 7), math.nan)), device.put(torch.full((3, 7), -5))
+    mask = device.put(torch.rand(100) < 0.5)
+    device.ops.topk_out(scores, mask, values, indices)
+    expect_same((values, indices), device.ops.topk(scores, 7, mask))
+
+
+def test_the_example_of_the_page_runs():
+    page = Path(__file__).parents[2] / "csrc/kernels/score_topk/README.md"
+    exec(re.search(r"```python\n(.*?)```", page.read_text(), re.DOTALL)[1], {})
 
 
 def test_opcheck(wrapper_device):

@@ -72,7 +72,8 @@ void add_norm_backward_rows(const AddNormGrad<T>& grad, int64_t width, int64_t b
 }
 
 MC_INLINE Vec sigmoid(Vec x) {
-  const Vec e = (Vec::zero() - x).exp();
+  // Bounded, so that the reciprocal never meets infinity; min keeps a NaN in its second operand.
+  const Vec e = Vec::min(Vec::set(1e30f), (Vec::zero() - x).exp());
   return reciprocal(Vec::set(1.f) + e);
 }
 

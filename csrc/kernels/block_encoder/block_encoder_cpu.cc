@@ -82,8 +82,11 @@ MC_BEGIN_AVX512
 namespace avx512 {
 namespace {
 using Vec = VecAvx512;
+// One Newton step on a 14-bit estimate: a relative error below 2^-27 for normal x.
 MC_INLINE Vec reciprocal(Vec x) {
-  return {_mm512_div_ps(_mm512_set1_ps(1.f), x.v)};
+  const __m512 estimate = _mm512_rcp14_ps(x.v);
+  const __m512 rest = _mm512_fnmadd_ps(x.v, estimate, _mm512_set1_ps(2.f));
+  return {_mm512_mul_ps(estimate, rest)};
 }
 // Pairs of floats, pairs of pairs, then quarters of the registers change places.
 MC_INLINE void transpose16(const float* from, int64_t stride, float* to, int64_t to_stride) {

@@ -39,10 +39,11 @@ MC_DEVICE void stage_head(const T* from, int64_t stride, const float* table, T* 
     auto low = load_pack<8>(from + row * stride + at);
     auto high = load_pack<8>(from + row * stride + kHalf + at);
     if (table != nullptr) {
+      const auto cosines = load_pack<8>(table + row * kHead + at);
+      const auto sines = load_pack<8>(table + row * kHead + kHalf + at);
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
-        const float cosine = table[row * kHead + at + j],
-                    sine = table[row * kHead + kHalf + at + j];
+        const float cosine = cosines.value[j], sine = sines.value[j];
         const float a = to_float(low.value[j]), b = to_float(high.value[j]);
         low.value[j] = from_float<T>(a * cosine - b * sine);
         high.value[j] = from_float<T>(b * cosine + a * sine);

@@ -74,7 +74,7 @@ MC_DEVICE int64_t query_slot(int64_t d, int64_t pieces) {
 // scores[q][n] = row n . query q, for `kQueries` queries (blockIdx.z picks which) and all n. Groups
 // of `lanes` threads take kRowsInFlight rows at a time; a row's sum is the same wherever it stands.
 template <class T, bool kVector, int kQueries>
-__global__ void __launch_bounds__(kThreads) score_kernel(ScoreArgs args, int lanes) {
+__global__ void __launch_bounds__(kThreads, 2) score_kernel(ScoreArgs args, int lanes) {
   constexpr int kCount = Piece<T, kVector>::kCount;
   MC_DYNAMIC_SMEM(smem);
   auto* queries = reinterpret_cast<float*>(smem);

@@ -119,7 +119,8 @@ MC_DEVICE uint32_t block_scan(uint32_t value, uint32_t* scratch) {
 MC_DEVICE void pick_digit(ListState& state, int pass, uint32_t* scratch) {
   constexpr int kMine = kDigits / kThreads;
   const volatile uint32_t* digits = state.digits[pass];
-  const uint32_t missing = state.missing;
+  // Volatile, as the digits are: written by other blocks of this launch, so L1 may be stale.
+  const uint32_t missing = static_cast<const volatile ListState&>(state).missing;
   const int top = digit_count(pass) - 1 - kMine * static_cast<int>(threadIdx.x);
   uint32_t mine = 0;
   for (int j = 0; j < kMine; ++j) mine += top - j >= 0 ? digits[top - j] : 0;
@@ -229,7 +230,7 @@ MC_DEVICE void gather_ties(const ListArgs& args, uint32_t* scratch) {
   }
 }
 
-__global__ void __launch_bounds__(kThreads) gather_kernel(ListArgs args) {
+__global__ void __launch_bounds__(kThreads, 6) gather_kernel(ListArgs args) {
   __shared__ uint32_t scratch[kThreads / 32];
   const ListState& state = args.states[blockIdx.y];
   const uint8_t* mask = list_mask(args);
