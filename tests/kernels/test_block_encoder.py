@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import re
 from pathlib import Path
@@ -187,6 +188,23 @@ def test_block_encoder_in_bf16_is_as_near_as_torch_in_bf16(level):
     want = ref.block_encoder(x.double(), *as_weights([t.double() for t in flat], table.double()))[0]
     ops.set_cpu_level(before)
     assert (ours - want).square().mean() <= 1.2 * (plain - want).square().mean()
+
+
+def test_encoding_in_pieces_gives_the_same_rows(monkeypatch):
+    module = importlib.import_module("megacontext_ext.ops.block_encoder")
+    flat, table = make_encoder(64, torch.float32)
+    x = torch.randn(7, 32, 64)
+    whole = run_ours(x, flat, table)
+    calls = []
+    encode = module._encode
+    monkeypatch.setattr(module, "PIECE_BYTES", 2 * 32 * flat[4].shape[0] * 4)
+    monkeypatch.setattr(module, "_encode", lambda *args: calls.append(args) or encode(*args))
+    in_pieces = run_ours(x, flat, table)
+    assert len(calls) == -(-7 // (2 * torch.get_num_threads()))
+    for got, want in zip(in_pieces, whole, strict=True):
+        torch.testing.assert_close(got, want)
+    leaf = x.clone().requires_grad_()
+    assert run_ours(leaf, flat, table)[0].requires_grad
 
 
 BAD_CALLS = {
