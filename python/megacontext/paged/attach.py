@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from megacontext.config import K
+from megacontext.gists.adapter import GistAdapter
 from megacontext.paged.attention import IMPLEMENTATION, memory_of
 from megacontext.paged.cache import PagedCache
+from megacontext.paged.gists import gist_writer
 from megacontext.paged.pool import PagePool
 from megacontext.paged.rotary import RotaryTakeover
 from megacontext.paged.step import Step, make_step
@@ -33,6 +35,10 @@ class PagedConfig:
     pages_max: int = 0
     # Tokens a step of `read`; longer steps are faster and need more of the budget.
     read_tokens: int = 512
+    # Gist rows for blocks out of focus: "auto" where the package has an adapter that was measured
+    # to help this base, "off", or an adapter.
+    gists: Literal["auto", "off"] | GistAdapter = "auto"
+    gist_rows: Literal[1, 2, 4] = 1
 
 
 class PagedMemory:
@@ -53,6 +59,10 @@ class PagedMemory:
         self._pool: PagePool | None = None
         self._step: Step | None = None
         self._new_tokens: list[int] = []
+        self._real: Tensor | None = None
+        self._ids: Tensor | None = None
+        self._gists = gist_writer(model, config.gists, config.gist_rows, self._trained_tokens)
+        self._watch = model.get_input_embeddings().register_forward_pre_hook(self._note_ids)
         kinds = getattr(text, "layer_types", None) or ["full_attention"] * self.layer_count
         self._rotary = RotaryTakeover(model, kinds)
 
@@ -119,7 +129,9 @@ class PagedMemory:
         for stream, count in zip(self.streams, counts, strict=True):
             stream.in_focus(self.config.limits, count)  # refuses before anything is taken
             stream.pages += pool.allocate(stream.blocks_for(count))
-        self._new_tokens = counts
+            if self._gists is not None:
+                self._gists.catch_up(stream, pool)
+        self._new_tokens, self._real = counts, real
         self._step = make_step(
             self.streams, counts, self.config.limits, self._trained_tokens, pool.keys[0].device
         )
@@ -151,10 +163,27 @@ class PagedMemory:
         """Called by the last layer: from here on the tokens are part of the memory."""
         for stream, count in zip(self.streams, self._new_tokens, strict=True):
             stream.token_count += count
+        self._keep_tokens()
         self._step = None
+
+    def _note_ids(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._ids = inputs[0].detach() if inputs else None
+
+    def _keep_tokens(self) -> None:
+        """Remembers which tokens were read: gists need them. Rows given as embeddings end that."""
+        if self._gists is None:
+            return
+        if self._ids is None:
+            self._gists = None
+            return
+        for number, stream in enumerate(self.streams):
+            ids = self._ids[number]
+            stream.tokens += (ids if self._real is None else ids[self._real[number]]).tolist()
+        self._ids = None
 
     def detach(self) -> None:
         """Gives the model its own rotary positions back. Called by `attach`."""
+        self._watch.remove()
         self._rotary.restore()
 
     def _the_pool(self) -> PagePool:

@@ -6,6 +6,7 @@ Made once a step and used by every layer; only the rotary tables differ where la
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from megacontext.config import K
 from megacontext.paged.rotary import LayerRotary
 from megacontext.paged.stream import FocusLimits, Stream
+from megacontext_ext.entry_table import NO_ROW
 from megacontext_ext.ops.focused_attention import (
     EntryTable,
     ReadPlan,
@@ -85,24 +87,23 @@ def make_step(
     slots = torch.arange(K)
     first = 0
     for stream, count in zip(streams, new_tokens, strict=True):
-        blocks = torch.tensor(stream.in_focus(limits, count) if count else [], dtype=torch.long)
-        pages = torch.tensor(stream.pages, dtype=torch.long)[blocks]
-        timeline = blocks[:, None] * K + slots
+        entries = _entries(stream, *(stream.focus(limits, count) if count else ([], [])))
+        timeline = entries.positions
         end = stream.token_count + count
         fits = end <= trained_tokens
-        stands = timeline if fits else torch.arange(len(blocks))[:, None] * K + slots
+        stands = entries.places if fits else torch.arange(len(timeline))[:, None] * K + slots
         queries = torch.arange(stream.token_count, end)
         # Beyond the trained range everything moves left by what lies before the own blocks.
         shift = 0 if fits or not count else int(timeline[-1, 0] - stands[-1, 0])
-        rows.append(pages[:, None] * K + slots)
+        rows.append(entries.rows)
         positions.append(timeline)
         places.append(stands)
         query_positions.append(queries)
         query_places.append(queries - shift)
         own_rows.append(_own_rows(stream, queries))
         tiles = -(-count // _tile(new_tokens))
-        ranges += [(first, first + len(blocks))] * tiles
-        first += len(blocks)
+        ranges += [(first, first + len(timeline))] * tiles
+        first += len(timeline)
     table = EntryTable(
         rows=torch.cat(rows).to(device, torch.int32),
         positions=torch.cat(positions).to(device, torch.int32),
@@ -116,6 +117,41 @@ def make_step(
         key_places=torch.cat(places).to(device),
         query_places=torch.cat(query_places).to(device),
         query_tile=_tile(new_tokens),
+    )
+
+
+class _Entries(NamedTuple):
+    """Pages in timeline order, [N, 32] each: rows of the pool, positions for causality, places."""
+
+    rows: Tensor
+    positions: Tensor
+    places: Tensor
+
+
+def _entries(stream: Stream, blocks: list[int], gists: list[int]) -> _Entries:
+    """What a stream reads: blocks of tokens, and gist pages without the rows of those blocks.
+
+    A gist row is visible from the last token of its share on and stands at its share's centre.
+    """
+    slots = torch.arange(K)
+    numbers = torch.tensor(blocks, dtype=torch.long)
+    timeline = numbers[:, None] * K + slots
+    rows = torch.tensor(stream.pages, dtype=torch.long)[numbers][:, None] * K + slots
+    if not gists:
+        return _Entries(rows, timeline, timeline)
+    pages, width = torch.tensor(gists), K // stream.gist_rows
+    share = (pages[:, None] * K + slots) * width  # first token of each row's share
+    block = share // K
+    hidden = torch.zeros(len(stream.gist_pages) * width, dtype=torch.bool)
+    hidden[stream.gisted_blocks :] = True
+    hidden[[b for b in {*blocks, *stream.excluded} if b < len(hidden)]] = True
+    gist_rows = torch.tensor(stream.gist_pages)[pages][:, None] * K + slots
+    gist_rows = gist_rows.masked_fill(hidden[block], NO_ROW)
+    order = torch.argsort(torch.cat((timeline[:, 0], share[:, 0])), stable=True)
+    return _Entries(
+        torch.cat((rows, gist_rows))[order],
+        torch.cat((timeline, share + width - 1))[order],
+        torch.cat((timeline, share + width // 2))[order],
     )
 
 

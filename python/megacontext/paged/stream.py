@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from megacontext.config import K
@@ -18,6 +19,8 @@ class FocusLimits:
     sink_blocks: int = 1
     # Newest tokens always attended to.
     recent_tokens: int = 512
+    # Most gist pages a step reads; None: as many as places are left for.
+    gist_pages_max: int | None = None
 
     def __post_init__(self) -> None:
         least = (self.sink_blocks + 2) * K
@@ -39,6 +42,8 @@ class Stream:
 
     `pages[b]` is the page of block b. `wanted` are blocks in order of preference, set by a focus
     strategy or the caller; `pinned` come before everything, `excluded` never come.
+    `gist_pages[g]` has `gist_rows` rows for each block from g * 32 / gist_rows on; the first
+    `gisted_blocks` blocks have theirs.
     """
 
     token_count: int = 0
@@ -46,16 +51,25 @@ class Stream:
     wanted: list[int] = field(default_factory=list)
     pinned: set[int] = field(default_factory=set)
     excluded: set[int] = field(default_factory=set)
+    gist_pages: list[int] = field(default_factory=list)
+    gist_rows: int = 1
+    gisted_blocks: int = 0
+    tokens: list[int] = field(default_factory=list)  # kept only where gists are made
 
     def blocks_for(self, new_tokens: int) -> int:
         """Pages to add before `new_tokens` can be written."""
         return (self.token_count + new_tokens + K - 1) // K - len(self.pages)
 
     def in_focus(self, limits: FocusLimits, new_tokens: int) -> list[int]:
-        """Blocks that a step over `new_tokens` more tokens reads, ascending; its own included.
+        """Blocks that a step over `new_tokens` more tokens reads, ascending; its own included."""
+        return self.focus(limits, new_tokens)[0]
 
-        Order of rights: the new tokens, pins, sinks, what is wanted, the recent past. Never more
-        than the budget.
+    def focus(self, limits: FocusLimits, new_tokens: int) -> tuple[list[int], list[int]]:
+        """Blocks, and numbers of gist pages, that a step over `new_tokens` more tokens reads.
+
+        Order of rights: the new tokens, pins, sinks, half of what is left for the newest, what is
+        wanted, gist pages of what is left out (newest first), the recent past. Blocks and gist
+        pages together never pass the budget; no gist page is read while all blocks fit.
 
         Raises:
             OverBudget: the new tokens and pins alone are more than the budget.
@@ -74,9 +88,28 @@ class Stream:
         recent = range(own[0] - 1, recent_start - 1, -1) if own else ()
         kept_recent = list(recent)[: max(1, (room - len(chosen)) // 2)]
         rest = range(recent_start - 1, -1, -1)
-        for block in (*range(limits.sink_blocks), *kept_recent, *self.wanted, *recent, *rest):
-            if len(chosen) >= room:
-                break
-            if block < own[0] and block not in self.excluded:
-                chosen.add(block)
-        return sorted(chosen)
+
+        def fill(blocks: Iterable[int], places: int) -> None:
+            for block in blocks:
+                if len(chosen) >= places:
+                    break
+                if own and block < own[0] and block not in self.excluded:
+                    chosen.add(block)
+
+        fill((*range(limits.sink_blocks), *kept_recent, *self.wanted), room)
+        gists: list[int] = []
+        if (end + K - 1) // K > room:
+            gists = self._gists_besides(chosen)[: room - len(chosen)][: limits.gist_pages_max]
+        fill((*recent, *rest), room - len(gists))
+        return sorted(chosen), sorted(set(gists) & set(self._gists_besides(chosen)))
+
+    def gist_blocks(self, page: int) -> range:
+        """Blocks that have rows in gist page number `page`."""
+        size = K // self.gist_rows
+        return range(page * size, min((page + 1) * size, self.gisted_blocks))
+
+    def _gists_besides(self, blocks: set[int]) -> list[int]:
+        """Gist pages, newest first, with a row of a block that is not in `blocks` or excluded."""
+        shown = blocks | self.excluded
+        newest_first = range(len(self.gist_pages) - 1, -1, -1)
+        return [page for page in newest_first if not shown.issuperset(self.gist_blocks(page))]

@@ -1,0 +1,111 @@
+"""Learned gists for a paged memory: rows that stand for blocks, kept in pages of the same pool.
+
+A gist page holds 32 rows, those of 32 / rows blocks. Rows of a block are computed once, when the
+block is complete, from the keys and values that are in the pool already; they depend on no other
+block's rows, so reading in other steps gives the same rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from megacontext.gists.adapter import GistAdapter
+from megacontext.gists.base import FrozenBase, KeyValues, base_from_model, rotate
+from megacontext.gists.catalog import find_adapter
+from megacontext.gists.layout import SINK_TOKENS, K, Node, plan_rows
+from megacontext.gists.rows import compute_rows
+from megacontext.paged.pool import PagePool
+from megacontext.paged.stream import Stream
+
+LOOKBACK_BLOCKS = 8  # 256 tokens before a block: the most that training offered besides "all"
+BATCH_BLOCKS = 32  # blocks whose rows are computed in one pass
+
+
+@dataclass(frozen=True)
+class GistWriter:
+    """Computes the rows of a stream's blocks and puts them into pages.
+
+    Attributes:
+        rows: rows a block: 1, 2 or 4.
+        trained_tokens: beyond it rows are computed at positions that begin at 0.
+    """
+
+    base: FrozenBase
+    adapter: GistAdapter
+    rows: int
+    trained_tokens: int
+
+    @torch.inference_mode()
+    def catch_up(self, stream: Stream, pool: PagePool) -> None:
+        """Rows of all complete blocks that have none yet; stops where the pool is full.
+
+        Cost: a pass of the base over `rows` inputs a block, that is rows / 32 of reading it.
+        """
+        stream.gist_rows, size = self.rows, K // self.rows
+        while stream.gisted_blocks < stream.token_count // K:
+            start = stream.gisted_blocks
+            end = min(stream.token_count // K, start + BATCH_BLOCKS)
+            missing = -(-end // size) - len(stream.gist_pages)
+            if pool.pages_max and pool.page_count + missing > pool.pages_max:
+                return
+            stream.gist_pages += pool.allocate(missing)
+            self._write(stream, pool, start, end)
+            stream.gisted_blocks = end
+
+    def _write(self, stream: Stream, pool: PagePool, start: int, end: int) -> None:
+        """Rows of blocks [start, end) of the stream."""
+        low = max(0, start - LOOKBACK_BLOCKS)
+        sink = SINK_TOKENS if low else 0
+        origin = 0 if end * K <= self.trained_tokens else low * K - sink
+        window = torch.arange(low * K, end * K)
+        tokens = torch.cat((torch.arange(sink), window))
+        positions = torch.cat((torch.arange(sink), window - origin))
+        nodes = [Node(b * K - origin, (b + 1) * K - origin) for b in range(start, end)]
+        plan = plan_rows(nodes, self.rows, len(tokens), first=low * K - origin - sink)
+        ids = torch.tensor(stream.tokens[:sink] + stream.tokens[low * K : end * K])
+        known = self._known(stream, pool, tokens, positions)
+        made = compute_rows(self.base, self.adapter, plan, ids[None].to(self.base.device), known)
+        slots = torch.arange(start * self.rows, end * self.rows)
+        rows = torch.tensor(stream.gist_pages)[slots // K] * K + slots % K
+        for layer, (keys, values) in enumerate(zip(made.keys, made.values, strict=True)):
+            pool.write(layer, rows.to(keys.device), keys[0], values[0])
+
+    def _known(
+        self, stream: Stream, pool: PagePool, tokens: torch.Tensor, positions: torch.Tensor
+    ) -> KeyValues:
+        """Keys rotated to `positions`, and values, of the tokens with these numbers, batch of 1."""
+        cos, sin = self.base.rotary(positions)
+        page = torch.tensor(stream.pages)[tokens // K].to(self.base.device)
+        slot = (tokens % K).to(self.base.device)
+        # Advanced indices around a slice: the gathered dimension comes first, [T, Hkv, E].
+        keys = [rotate(k[page, :, slot].transpose(0, 1)[None], cos, sin) for k in pool.keys]
+        values = [v[page, :, slot].transpose(0, 1)[None] for v in pool.values]
+        return KeyValues(keys, values)
+
+
+def gist_writer(
+    model: PreTrainedModel, wanted: str | GistAdapter, rows: int, trained_tokens: int
+) -> GistWriter | None:
+    """The writer for a model, or None: gists are off, or no adapter was measured to help it.
+
+    Args:
+        wanted: "auto" takes the shipped adapter of this base, "off" none.
+    """
+    if wanted == "off" or model.config.model_type != "llama":
+        return None
+    try:
+        base = base_from_model(model)
+    except ValueError:  # a rope type that gists do not know
+        return None
+    if isinstance(wanted, GistAdapter):
+        adapter = wanted
+    else:
+        shipped = find_adapter(base)
+        if shipped is None or not (shipped.recovery(rows) or 0) > 0:
+            return None
+        adapter = shipped.load()
+    adapter = adapter.requires_grad_(False).to(base.device)
+    return GistWriter(base, adapter, rows, trained_tokens)
