@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -14,6 +16,7 @@ from megacontext.paged import PagedConfig, attach
 from megacontext.paged.step import make_step
 from megacontext.paged.stream import FocusLimits, Stream
 
+ROOT = Path(__file__).resolve().parents[3]
 LIMITS = FocusLimits(budget_places=256, recent_tokens=64)
 
 
@@ -161,3 +164,26 @@ def test_focus_prefers_wanted_blocks_to_gists():
     blocks, gists = stream.focus(LIMITS, 1)
     assert gists == [0, 1, 2, 3]
     assert len(blocks) + len(gists) == 8
+
+
+@pytest.mark.smollm2
+@pytest.mark.slow
+@torch.inference_mode()
+def test_the_shipped_gists_serve_the_real_base(smollm2):
+    """Sanity only: finite, within the budget. What they gain is measured by bench_paged_quality."""
+    base = smollm2("float32")
+    text = "\n".join((ROOT / name).read_text() for name in ("LICENSE", "CONTRIBUTING.md"))
+    ids = torch.from_numpy(base.tokenizer.encode(text)[:1088].astype("int64"))
+    limits = FocusLimits(budget_places=256)
+    nll = {}
+    for gists in ("off", "auto"):
+        settings = PagedConfig(limits=limits, read_tokens=128, gists=gists)
+        with attach(base.model, settings) as memory:
+            memory.read(ids[:1024])
+            logits = base.model(ids[None, 1024:-1], past_key_values=memory.cache).logits[0]
+            blocks, pages = memory.streams[0].focus(limits, 1)
+        nll[gists] = float(torch.nn.functional.cross_entropy(logits, ids[1025:]))
+        assert bool(pages) is (gists == "auto")
+        assert (len(blocks) + len(pages)) * 32 <= 256
+    print(f"NLL after 1,024 tokens at 256 places: {nll}")
+    assert all(0 < value < 12 for value in nll.values())
