@@ -137,6 +137,9 @@ SCORED_SIZES = [
     (0, 5, 8, 2),
     (1, 300, 160, 31),
     (2, 12, 0, 3),
+    (9, 70, 192, 70),  # from here on several queries share a row on the tensor cores
+    (17, 45, 64, 9),
+    (2, 700, 320, 15),
 ]
 
 
@@ -161,8 +164,9 @@ def test_score_topk_matches_the_reference(device, size, dtype):
 
 
 @pytest.mark.parametrize("dtype", ROW_TYPES, ids=str)
-def test_score_topk_honours_masks(device, dtype):
-    queries, rows, scales = whole_numbers(5, 203, 24, dtype)
+@pytest.mark.parametrize("width", [24, 128])
+def test_score_topk_honours_masks(device, dtype, width):
+    queries, rows, scales = whole_numbers(5, 203, width, dtype)
     put = [device.put(t) for t in (queries, rows)]
     for mask in (torch.rand(203) < 0.3, torch.rand(5, 203) < 0.1):
         got = device.ops.score_topk(*put, 33, device.put(scales), device.put(mask))

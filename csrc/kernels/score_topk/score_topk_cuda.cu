@@ -1,5 +1,8 @@
 #include <algorithm>
+#include <type_traits>
 
+#include "kernels/score_topk/score_args.cuh"
+#include "kernels/score_topk/score_mma.cuh"
 #include "kernels/score_topk/score_topk.h"
 #include "kernels/score_topk/select.cuh"
 #include "kernels/score_topk/workspace.h"
@@ -11,21 +14,6 @@ constexpr int64_t kQueriesAtOnce = 8;  // that one read of a row serves
 constexpr int kRowsInFlight = 4;       // a lane
 constexpr int64_t kQuerySmemBytes = 48 << 10;
 constexpr int64_t kPositionLimit = int64_t{1} << 32;
-
-struct ScoreArgs {
-  const void* queries;  // [Q, D] of the first query of this launch
-  bool queries_are_bf16;
-  const void* rows;
-  const float* scales;
-  const uint8_t* mask;        // [count], or null
-  const int64_t* candidates;  // [Q, count], or null
-  int64_t row_count;
-  int64_t count;
-  int64_t width;
-  int64_t query_count;
-  float* scores;   // [Q, count]
-  uint8_t* valid;  // [Q, count]: which candidates are rows; with candidates only
-};
 
 // 16 bytes of a row, or one element where rows do not begin at multiples of 16 bytes.
 template <class T, bool kVector>
@@ -192,12 +180,22 @@ template <class T>
 Status launch_scores_of(const ScoreArgs& args, const Exec& exec) {
   const bool aligned =
       args.width * sizeof(T) % 16 == 0 && reinterpret_cast<uintptr_t>(args.rows) % 16 == 0;
+  if constexpr (!std::is_same_v<T, float>) {
+    const bool fits =
+        args.width % kMmaSpan<T> == 0 && mma_smem_bytes(args.width, 3) <= kMmaSmemBytes;
+    const bool shared = args.query_count > 1 && args.candidates == nullptr;
+    if (aligned && fits && shared) return launch_score_mma<T>(args, exec);
+  }
   return aligned ? launch_scores<T, true>(args, exec) : launch_scores<T, false>(args, exec);
 }
 
 Status launch_sort(const ListArgs& args, const WriteArgs& out, int64_t lists, const Exec& exec) {
-  const int64_t tile = std::min(args.sorted, kSortTile);
   const auto rows = static_cast<unsigned>(lists);
+  if (args.k <= kRankedAtMost) {
+    const auto blocks = static_cast<unsigned>((args.k + kRankedByBlock - 1) / kRankedByBlock);
+    return MC_LAUNCH(rank_kernel, dim3(blocks, rows), dim3(kThreads), 0, exec.stream, args, out);
+  }
+  const int64_t tile = std::min(args.sorted, kSortTile);
   const auto smem = static_cast<size_t>(tile * 8);
   const dim3 tiles(static_cast<unsigned>(args.sorted / tile), rows);
   const dim3 threads(static_cast<unsigned>(std::clamp<int64_t>(tile / 2, 32, 1024)));

@@ -265,6 +265,44 @@ MC_DEVICE void write_place(const ListArgs& args, const WriteArgs& out, int64_t p
       out.candidates == nullptr ? position : out.candidates[blockIdx.y * args.count + position];
 }
 
+constexpr int kRankTile = 2048;   // keys in shared memory at a time
+constexpr int kRankedByWarp = 4;  // keys whose place a warp finds
+constexpr int kRankedByBlock = kThreads / 32 * kRankedByWarp;
+constexpr int64_t kRankedAtMost = 8192;
+
+// The place of a key is the number of smaller ones: k^2 comparisons over many blocks, where a sort
+// of few keys would wait for one block's barriers.
+__global__ void __launch_bounds__(kThreads) rank_kernel(ListArgs args, WriteArgs out) {
+  __shared__ uint64_t keys[kRankTile];
+  const uint64_t* order = args.order + blockIdx.y * args.sorted;
+  const int64_t gathered = args.states[blockIdx.y].gathered;
+  const int64_t first =
+      static_cast<int64_t>(blockIdx.x) * kRankedByBlock + warp_index() * kRankedByWarp;
+  uint64_t mine[kRankedByWarp];
+  int smaller[kRankedByWarp] = {};
+#pragma unroll
+  for (int i = 0; i < kRankedByWarp; ++i) {
+    mine[i] = first + i < gathered ? order[first + i] : uint64_t{0};
+  }
+  for (int64_t at = 0; at < gathered; at += kRankTile) {
+    const int count = static_cast<int>(gathered - at < kRankTile ? gathered - at : kRankTile);
+    __syncthreads();
+    for (int j = threadIdx.x; j < count; j += kThreads) keys[j] = order[at + j];
+    __syncthreads();
+    for (int j = lane_index(); j < count; j += 32) {
+      const uint64_t other = keys[j];
+#pragma unroll
+      for (int i = 0; i < kRankedByWarp; ++i) smaller[i] += other < mine[i] ? 1 : 0;
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kRankedByWarp; ++i) {
+    const int place = __reduce_add_sync(kFullMask, smaller[i]);
+    if (lane_index() != 0 || first + i >= args.k) continue;
+    write_place(args, out, first + i < gathered ? place : first + i, mine[i]);
+  }
+}
+
 // Bitonic steps of stride < `tile` inside shared memory. `offset` is the tile's place in its list.
 MC_DEVICE void bitonic_steps(uint64_t* tile_keys, int64_t tile, int64_t offset, int64_t size,
                              int64_t first_stride) {
