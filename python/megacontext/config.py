@@ -78,11 +78,11 @@ class FrameConfig:
     """The words around the working context. Short and last-question forms suit small models."""
 
     system: str | None = None
-    # {left_out} is the number of tokens that no place of the prompt shows.
     lead: str = "Text: "
-    # Stands for a stretch that is left out; {tokens} may name its length. The short form where the
-    # long one does not fit. A number here is read as an answer: asked for a number, SmolLM2-135M
-    # told the marker's in 2 of 8 needles (python/megacontext/eval/long).
+    # Stands for a stretch that is left out; {tokens} may name its length in digits, {amount} in
+    # words. A number here is read as an answer: asked for a number, SmolLM2-135M told the marker's
+    # in 2 of 8 needles (python/megacontext/eval/long), and "the GDP was 93,582 tokens left out".
+    # The short form stands where the long one does not fit.
     marker: str = "\n[...]\n"
     short_marker: str = "\n[...]\n"
     ask: str = "\n\nAnswer the question using the text above.\nQuestion: {question}"

@@ -118,7 +118,7 @@ def _pass_keys(chance: random.Random, count: int) -> list[Planted]:
 def _pairs(chance: random.Random, count: int) -> list[Planted]:
     made: list[Planted] = []
     for device in chance.sample(_DEVICES, count):
-        number = f"{chance.choice('BCDFGHKM')}{chance.randrange(100, 1000)}"
+        number = str(chance.randrange(1000, 10_000))
         fact = f"The serial number of the {device} is {number}."
         made.append(("key-value", (fact,), f"What is the serial number of the {device}?", number))
     return made

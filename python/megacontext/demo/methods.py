@@ -2,7 +2,7 @@
 
 plain      the last tokens of the history that fit the budget, question behind them
 rag        the best fixed pieces of 128 tokens until the budget is full
-best piece the same with the first piece alone
+rag few    the same with the two best pieces alone
 ceiling    the paragraph that holds the answer, simply given
 megacontext the product: `memory.ask`
 """
@@ -51,16 +51,26 @@ class Baselines:
             tell()
         return answers
 
-    def retrieval(
-        self, questions: Sequence[TextQuestion], tell: Tell, piece_count: int | None = None
-    ) -> list[str]:
-        """Fixed pieces by BM25 and sketch similarity, best first, until the budget is full."""
-        prompts = []
+    def retrieval(self, questions: Sequence[TextQuestion], tell: Tell) -> list[str]:
+        """Fixed pieces by BM25 and sketch similarity, best first, until the budget is full.
+
+        One by one: a left-padded batch of long prompts needs a dense mask, which costs more than
+        it saves.
+        """
+        answers = []
         for question in questions:
             room = self._memory.config.budget_places - self._frame(question).places
-            count = piece_count or room // (PIECE_BLOCKS * K + len(self._separator))
-            pieces = [self._piece(*place) for place in self._best_pieces(question.question, count)]
-            prompts.append(self._prompt(question, self._joined(pieces)))
+            count = room // (PIECE_BLOCKS * K + len(self._separator))
+            prompt, runner = self._retrieved(question, count), PromptRunner(self._base)
+            answers.append("".join(generate(runner, self._base, prompt, self._generation)))
+            tell()
+        return answers
+
+    def best_pieces(
+        self, questions: Sequence[TextQuestion], tell: Tell, piece_count: int
+    ) -> list[str]:
+        """The same with a few pieces only, which suits a small model better."""
+        prompts = [self._retrieved(question, piece_count) for question in questions]
         return self._batches(prompts, tell)
 
     def ceiling(self, questions: Sequence[TextQuestion], tell: Tell) -> list[str]:
@@ -77,6 +87,10 @@ class Baselines:
             PromptRunner(self._base).read(Prompt.of_tokens(tokens))
             seconds.append(time.perf_counter() - began)
         return median(seconds)
+
+    def _retrieved(self, question: TextQuestion, piece_count: int) -> Prompt:
+        best = self._best_pieces(question.question, piece_count)
+        return self._prompt(question, self._joined([self._piece(*place) for place in best]))
 
     def _batches(self, prompts: Sequence[Prompt], tell: Tell) -> list[str]:
         answers: list[str] = []

@@ -1,4 +1,4 @@
-"""The demo: 250,000 tokens of real text, 45 questions, 2,048 places, four ways to answer."""
+"""The demo: 250,000 tokens of real text, 45 questions, 2,048 places, five ways to answer."""
 
 from __future__ import annotations
 
@@ -33,11 +33,13 @@ FRAME = FrameConfig(
     ask="\n\nAnswer the question using the text above, in a few words.\nQuestion: {question}"
 )
 GENERATION = GenerationConfig(max_new_tokens=24)
-METHODS = ("plain", "rag", "megacontext", "ceiling")
+METHODS = ("plain", "rag", "rag few", "megacontext", "ceiling")
+FEW_PIECES = 2
 
 _TITLES = {
     "plain": "plain model,\nlast tokens",
     "rag": "RAG,\nsame budget",
+    "rag few": f"RAG,\nbest {FEW_PIECES} pieces",
     "megacontext": "MegaContext",
     "ceiling": "ceiling:\nspan given",
 }
@@ -110,6 +112,8 @@ def _answer_all(memory: Memory, questions: Sequence[TextQuestion], console: Cons
             ]
         with step("ceiling") as tell:
             outcome.answers["ceiling"] = baselines.ceiling(questions, tell)
+        with step("rag few") as tell:
+            outcome.answers["rag few"] = baselines.best_pieces(questions, tell, FEW_PIECES)
         with step("plain") as tell:
             outcome.answers["plain"] = baselines.plain(questions, tell)
         with step("rag") as tell:
@@ -192,6 +196,7 @@ def _summary(memory: Memory, outcome: Outcome, ingest_seconds: float) -> dict[st
         "retrieval_over_ceiling": outcome.over_ceiling("megacontext"),
         "truncation_over_ceiling": outcome.over_ceiling("plain"),
         "rag_over_ceiling": outcome.over_ceiling("rag"),
+        "rag_few_over_ceiling": outcome.over_ceiling("rag few"),
         "ceiling": round(outcome.right("ceiling") / len(outcome.questions), 3),
         "ingest_tokens_per_s": round(memory.token_count / ingest_seconds),
         "ttft_over_plain": round(first / outcome.prefill_seconds, 3),

@@ -153,6 +153,7 @@ class Assembler:
         spare = budget - short * len(by_size)
         for place in by_size:
             text = self._marker.replace("{tokens}", f"{gaps[place]:,}")
+            text = text.replace("{amount}", in_words(gaps[place]))
             long = self._tokenizer.encode(text).astype(np.int64)
             if len(long) - short <= spare:
                 spare -= len(long) - short
@@ -167,6 +168,14 @@ class Assembler:
             for earlier, later in pairwise(runs)
         )
         return changes * len(self._separator)
+
+
+def in_words(token_count: int) -> str:
+    """The order of magnitude, without a digit: "hundreds of thousands of" for 150,000."""
+    names = ("", "thousands of ", "millions of ", "billions of ")
+    thousands = min((len(str(max(token_count, 1))) - 1) // 3, len(names) - 1)
+    few = ("", "tens of ", "hundreds of ")[min(len(str(token_count // 1000**thousands)) - 1, 2)]
+    return f"{few}{names[thousands]}".strip() or "a few"
 
 
 def _gaps(runs: Sequence[EntryRun]) -> dict[int, int]:

@@ -105,7 +105,9 @@ def save_png(
         Patch(color=_GISTS[0], label="gists"),
         Patch(color=_LEFT_OUT, label="left out"),
     ]
-    axes.legend(handles=legend, ncols=3, loc="upper right", fontsize=8)
+    axes.legend(
+        handles=legend, ncols=3, loc="lower right", bbox_to_anchor=(1, 1), fontsize=8, frameon=False
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)

@@ -11,6 +11,7 @@ import torch
 from megacontext.config import FrameConfig, K, RuntimeConfig
 from megacontext.models import GIST_PLACE, Prompt, PromptRunner
 from megacontext.runtime import Assembler, EntryRun, GistRecord, ShownGists, merge_runs, text_source
+from megacontext.runtime.assemble import in_words
 from megacontext.runtime.frame import question_frame
 from megacontext.runtime.gist_records import read_records
 from megacontext_ext import Store, WorkingContext
@@ -78,6 +79,25 @@ def test_places_add_up_and_markers_say_what_is_missing(filled, frame):
     last_gap = filled.store.token_count(1) - K
     for gap in (3 * K, filled.store.token_count(0) - 9 * K, last_gap):
         assert f"[... {gap:,} tokens left out ...]" in text
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (1, "a few"),
+        (9, "a few"),
+        (32, "tens of"),
+        (999, "hundreds of"),
+        (1000, "thousands of"),
+        (93_582, "tens of thousands of"),
+        (282_862, "hundreds of thousands of"),
+        (1_000_000, "millions of"),
+        (5 * 10**11, "hundreds of billions of"),
+        (10**13, "hundreds of billions of"),
+    ],
+)
+def test_amounts_in_words_have_no_digit_to_copy(count, words):
+    assert in_words(count) == words
 
 
 def test_small_marker_budget_shortens_then_drops_markers_of_small_gaps(filled, frame):
