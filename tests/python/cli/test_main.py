@@ -154,7 +154,13 @@ def test_ingest_stopped_from_outside_resumes_to_the_same_tokens(tmp_path, tiny_f
     (tmp_path / "log.txt").write_text(text)
     command = [sys.executable, "-m", "megacontext", "ingest", str(tmp_path / "m"),
                str(tmp_path / "log.txt"), "--model", tiny_folder]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # A test run in the background has SIGINT ignored, and a child would inherit that.
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while process.poll() is None and stored_bytes(tmp_path / "m") < 300_000:
         time.sleep(0.05)
     process.send_signal(how)
