@@ -21,19 +21,23 @@ class [[nodiscard]] Result {
   const Status& status() const { return status_; }
 
   T& value() & {
-    MC_ASSERT(is_ok());
+    require_value();
     return *value_;
   }
   const T& value() const& {
-    MC_ASSERT(is_ok());
+    require_value();
     return *value_;
   }
   T&& value() && {
-    MC_ASSERT(is_ok());
+    require_value();
     return std::move(*value_);
   }
 
  private:
+  void require_value() const {
+    if (!is_ok()) assertion_failed(status_.to_string().c_str(), __FILE__, __LINE__);
+  }
+
   std::optional<T> value_;
   Status status_;
 };

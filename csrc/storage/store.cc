@@ -53,7 +53,7 @@ Status Store::failed(Status status) {
 
 Status Store::write(const std::vector<Change>& changes) {
   MC_RETURN_IF_ERROR(failed(wal_->append(RecordParts(changes))));
-  for (const Change& change : changes) MC_RETURN_IF_ERROR(failed(apply(change)));
+  MC_RETURN_IF_ERROR(failed(apply(changes)));
   if (unsealed_bytes_ < options_.unsealed_bytes) return Status::ok();
   return checkpoint_locked();
 }
@@ -265,12 +265,21 @@ Partition& Store::own_partition(uint32_t id) {
   return *partition;
 }
 
-Status Store::apply(const Change& change) {
-  return std::visit([this](const auto& one) { return apply_one(one); }, change);
+Status Store::apply(std::span<const Change> changes) {
+  LexicalIndex grown = state_.lexical;  // the slow part; reads and searches go on meanwhile
+  for (const Change& change : changes) {
+    const auto* blocks = std::get_if<IndexBlocks>(&change);
+    if (blocks != nullptr) MC_RETURN_IF_ERROR(grow(grown, *blocks));
+  }
+  std::unique_lock lock(state_mutex_);
+  state_.lexical = std::move(grown);
+  for (const Change& change : changes) {
+    MC_RETURN_IF_ERROR(std::visit([this](const auto& one) { return apply_one(one); }, change));
+  }
+  return Status::ok();
 }
 
 Status Store::apply_one(const DefineFamily& change) {
-  std::unique_lock lock(state_mutex_);
   if (change.id != state_.families.size() + 1 || row_bytes_of(change) == 0) {
     return Status::corruption(
         str_cat("expected family ", state_.families.size() + 1, ", got ", change.id));
@@ -280,7 +289,6 @@ Status Store::apply_one(const DefineFamily& change) {
 }
 
 Status Store::apply_one(const AddPartition& change) {
-  std::unique_lock lock(state_mutex_);
   if (change.id != state_.partitions.size()) {
     return Status::corruption(
         str_cat("expected partition ", state_.partitions.size(), ", got ", change.id));
@@ -294,7 +302,6 @@ Status Store::apply_one(const AddPartition& change) {
 }
 
 Status Store::apply_one(const SetMetadata& change) {
-  std::unique_lock lock(state_mutex_);
   if (change.partition >= state_.partitions.size()) {
     return Status::corruption(str_cat("partition ", change.partition, " is not there"));
   }
@@ -306,7 +313,6 @@ Status Store::apply_one(const SetMetadata& change) {
 }
 
 Status Store::apply_one(const PutRows& change) {
-  std::unique_lock lock(state_mutex_);
   if (change.partition >= state_.partitions.size() || change.family == 0 ||
       change.family > state_.families.size()) {
     return Status::corruption(
@@ -339,19 +345,18 @@ Status Store::apply_one(const IndexBlocks& change) {
     return Status::corruption(str_cat("blocks from ", change.first_block, " of partition ",
                                       change.partition, " do not continue its index"));
   }
+  own_partition(change.partition).indexed_blocks += change.block_count;
+  unsealed_bytes_ += change.terms.size();
+  return Status::ok();
+}
+
+Status Store::grow(LexicalIndex& index, const IndexBlocks& change) {
   if (change.analyzer != kAnalyzerVersion) {
     return Status::unsupported(str_cat("the WAL has terms of analyzer ", change.analyzer,
                                        ", this is analyzer ", kAnalyzerVersion,
                                        "; checkpoint the store with the version that wrote it"));
   }
-  LexicalIndex grown = state_.lexical;  // searches go on meanwhile
-  MC_RETURN_IF_ERROR(
-      grown.add(change.partition, change.first_block, change.block_count, change.terms));
-  std::unique_lock lock(state_mutex_);
-  state_.lexical = std::move(grown);
-  own_partition(change.partition).indexed_blocks += change.block_count;
-  unsealed_bytes_ += change.terms.size();
-  return Status::ok();
+  return index.add(change.partition, change.first_block, change.block_count, change.terms);
 }
 
 Status Store::apply_one(const CloseStore&) {

@@ -115,12 +115,14 @@ class Store final : public RowReader {
   Status write(const std::vector<Change>& changes);
   Status failed(Status status);
   Partition& own_partition(uint32_t id);
-  Status apply(const Change& change);
+  // Readers see all of `changes` or none.
+  Status apply(std::span<const Change> changes);
   Status apply_one(const DefineFamily& change);
   Status apply_one(const AddPartition& change);
   Status apply_one(const SetMetadata& change);
   Status apply_one(const PutRows& change);
   Status apply_one(const IndexBlocks& change);
+  static Status grow(LexicalIndex& index, const IndexBlocks& change);
   Status apply_one(const CloseStore& change);
 
   // store_checkpoint.cc

@@ -138,8 +138,9 @@ Result<std::unique_ptr<Store>> Store::open(Env* env, const std::string& path,
 
 Status Store::load(Manifest manifest) {
   manifest_ = std::move(manifest);
-  for (const DefineFamily& family : manifest_.families) MC_RETURN_IF_ERROR(apply(family));
-  for (const AddPartition& partition : manifest_.partitions) MC_RETURN_IF_ERROR(apply(partition));
+  std::vector<Change> changes(manifest_.families.begin(), manifest_.families.end());
+  changes.insert(changes.end(), manifest_.partitions.begin(), manifest_.partitions.end());
+  MC_RETURN_IF_ERROR(apply(changes));
   if (state_.families.size() < kBuiltinFamilies) {
     return Status::corruption(str_cat(path_, "/MANIFEST:32: expected the built-in families"));
   }
@@ -198,8 +199,7 @@ Status Store::require_no_gaps() const {
 Status Store::load_log() {
   const auto apply_record = [this](Bytes record) -> Status {
     MC_ASSIGN_OR_RETURN(const auto changes, decode_record(record));
-    for (const Change& change : changes) MC_RETURN_IF_ERROR(apply(change));
-    return Status::ok();
+    return apply(changes);
   };
   MC_ASSIGN_OR_RETURN(WalReplay replay,
                       replay_wal(env_, path_, manifest_.store_id,
