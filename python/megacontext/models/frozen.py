@@ -17,7 +17,7 @@ from transformers.utils import logging
 from megacontext.models import attention
 from megacontext.models.base import BaseFacts, StepInput
 from megacontext.models.catalog import locate
-from megacontext.models.kv_cache import GrowingCache
+from megacontext.models.kv_cache import CACHE_ARGUMENT, GrowingCache
 from megacontext.models.tokenizer import TextTokenizer
 from megacontext_ext.errors import InvalidArgument
 
@@ -70,7 +70,7 @@ class TransformersBase:
             inputs_embeds=_moved(step_input.rows, self.device, self.facts.dtype),
             position_ids=step_input.positions.to(self.device),
             attention_mask=_moved(step_input.attend, self.device),
-            past_key_values=cache,
+            **{CACHE_ARGUMENT: cache},
             use_cache=True,
             logits_to_keep=keep_logits,
         )

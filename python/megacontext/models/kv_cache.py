@@ -7,11 +7,20 @@ is setting a length. Knows nothing about attention.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationMixin
 from transformers.cache_utils import Cache, DynamicLayer
+
+# What a model's forward calls its cache: transformers renamed the argument in 5.24.
+CACHE_ARGUMENT = (
+    "cache"
+    if "cache" in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+    else "past_key_values"
+)
 
 # Room is added in steps of this many places, and at least a quarter of what is there.
 _GROWTH_PLACES = 256

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from megacontext.config import K
 from megacontext.gists.adapter import GistAdapter
+from megacontext.models.kv_cache import CACHE_ARGUMENT
 from megacontext.paged.attention import IMPLEMENTATION, memory_of
 from megacontext.paged.cache import PagedCache
 from megacontext.paged.gists import gist_writer
@@ -87,7 +88,7 @@ class PagedMemory:
             self.cache.begin_call()
             self._model(
                 tokens[:, start : start + self.config.read_tokens],
-                past_key_values=self.cache,
+                **{CACHE_ARGUMENT: self.cache},
                 use_cache=True,
                 logits_to_keep=1,
             )
@@ -223,8 +224,8 @@ def attach(model: PreTrainedModel, config: PagedConfig | None = None) -> Iterato
     prepare: Any = model._prepare_cache_for_generation
 
     def prepare_cache(generation_config: Any, model_kwargs: dict[str, Any], *rest: Any) -> None:
-        if model_kwargs.get("past_key_values") is None:
-            model_kwargs["past_key_values"] = memory.cache
+        if model_kwargs.get(CACHE_ARGUMENT) is None:
+            model_kwargs[CACHE_ARGUMENT] = memory.cache
         memory.cache.begin_call()
         prepare(generation_config, model_kwargs, *rest)
 

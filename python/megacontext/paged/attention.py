@@ -47,7 +47,7 @@ def paged_attention(
     if key.shape[2] != query.shape[2]:
         raise InvalidArgument(
             f"[paged] layer {layer} got {key.shape[2]} keys for {query.shape[2]} "
-            "queries: another cache is in use; pass past_key_values=memory.cache"
+            "queries: another cache is in use; pass cache=memory.cache"
         )
     real = _real_tokens(attention_mask, query)
     if layer == 0:

@@ -17,6 +17,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from megacontext.models.kv_cache import CACHE_ARGUMENT
 from megacontext.paged import PagedConfig, attach
 from megacontext.paged.stream import FocusLimits, Stream
 from megacontext_ext.errors import InvalidArgument, OverBudget, Unsupported
@@ -58,7 +59,7 @@ def test_attach_within_the_budget_equals_the_plain_model(name):
     model, ids = family(name), tokens(150)
     plain = model(ids).logits
     with attach(model) as memory:
-        got = model(ids, past_key_values=memory.cache).logits
+        got = model(ids, **{CACHE_ARGUMENT: memory.cache}).logits
         assert memory.token_count == 150
     torch.testing.assert_close(got, plain, **TOLERANCE)
     assert torch.equal(model(ids).logits, plain), "detaching must restore the model bit for bit"
@@ -74,9 +75,9 @@ def test_reading_in_steps_equals_one_pass(name, steps):
         start = 0
         for count in steps:
             memory.cache.begin_call()
-            model(ids[:, start : start + count], past_key_values=memory.cache)
+            model(ids[:, start : start + count], **{CACHE_ARGUMENT: memory.cache})
             start += count
-        last = model(ids[:, 150:], past_key_values=memory.cache).logits[:, -1]
+        last = model(ids[:, 150:], **{CACHE_ARGUMENT: memory.cache}).logits[:, -1]
     torch.testing.assert_close(last, plain, **TOLERANCE)
 
 
@@ -102,7 +103,7 @@ def test_left_padded_batches_are_independent_memories():
     ids[0], mask[0] = long, 1
     ids[1, 25:], mask[1, 25:] = short, 1
     with attach(model) as memory:
-        got = model(ids, attention_mask=mask, past_key_values=memory.cache).logits
+        got = model(ids, attention_mask=mask, **{CACHE_ARGUMENT: memory.cache}).logits
         assert [s.token_count for s in memory.streams] == [70, 45]
     torch.testing.assert_close(got[0], model(long).logits[0], **TOLERANCE)
     torch.testing.assert_close(got[1, 25:], model(short).logits[0], **TOLERANCE)
@@ -120,14 +121,14 @@ def test_focus_changes_what_is_read_and_recomputes_nothing():
         assert passes == []
         assert {0, 5, 7} <= set(memory.in_focus())
         assert len(memory.in_focus()) * 32 <= 160
-        seen = model(ids[:, :1], past_key_values=memory.cache).logits
+        seen = model(ids[:, :1], **{CACHE_ARGUMENT: memory.cache}).logits
         handle.remove()
         memory.exclude([5])
         assert 5 not in memory.in_focus()
     with attach(model, PagedConfig(limits=limits, read_tokens=32)) as memory:
         memory.read(ids)
         memory.focus([2, 3])
-        other = model(ids[:, :1], past_key_values=memory.cache).logits
+        other = model(ids[:, :1], **{CACHE_ARGUMENT: memory.cache}).logits
     assert not torch.allclose(seen, other)
 
 
@@ -137,7 +138,7 @@ def test_a_stream_beyond_the_trained_range_stays_finite_and_flat():
     limits = FocusLimits(budget_places=192, recent_tokens=64)
     with attach(model, PagedConfig(limits=limits, read_tokens=64)) as memory:
         memory.read(tokens(1000))
-        logits = model(tokens(3), past_key_values=memory.cache).logits
+        logits = model(tokens(3), **{CACHE_ARGUMENT: memory.cache}).logits
         assert memory.token_count == 1003
         assert len(memory.in_focus()) <= 6
     assert torch.isfinite(logits).all()
@@ -149,20 +150,20 @@ def test_bad_calls_are_refused_with_numbers():
         FocusLimits(budget_places=64)
     with attach(model, PagedConfig(limits=FocusLimits(budget_places=96))) as memory:
         with pytest.raises(OverBudget, match=r"200 new tokens.*224 places, the budget is 96"):
-            model(tokens(200), past_key_values=memory.cache)
+            model(tokens(200), **{CACHE_ARGUMENT: memory.cache})
         assert memory.token_count == 0
         with pytest.raises(InvalidArgument, match="attached to this model already"), attach(model):
             pass
-        model(tokens(10), past_key_values=memory.cache)
+        model(tokens(10), **{CACHE_ARGUMENT: memory.cache})
         with pytest.raises(InvalidArgument, match=r"blocks must be in \[0, 1\), got 4"):
             memory.focus([4])
         with pytest.raises(InvalidArgument, match="has 1 streams, the batch has 2"):
-            model(tokens(4, batch=2), past_key_values=memory.cache)
+            model(tokens(4, batch=2), **{CACHE_ARGUMENT: memory.cache})
     with (
         pytest.raises(InvalidArgument, match="pool may hold 2 pages"),
         attach(model, PagedConfig(pages_max=2)) as memory,
     ):
-        model(tokens(100), past_key_values=memory.cache)
+        model(tokens(100), **{CACHE_ARGUMENT: memory.cache})
 
 
 def test_models_that_cannot_be_paged_are_refused_and_left_alone():

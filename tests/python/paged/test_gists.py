@@ -12,6 +12,7 @@ from megacontext.gists.adapter import AdapterRanks, GistAdapter
 from megacontext.gists.base import base_from_model
 from megacontext.gists.layout import Node, plan_rows
 from megacontext.gists.rows import compute_rows
+from megacontext.models.kv_cache import CACHE_ARGUMENT
 from megacontext.paged import PagedConfig, attach
 from megacontext.paged.step import make_step
 from megacontext.paged.stream import FocusLimits, Stream
@@ -89,7 +90,7 @@ def test_gists_fill_the_budget_and_never_pass_it(rows, trained):
         memory.read(tokens(1100))
         memory.focus([3])
         memory.exclude([5])
-        logits = model(tokens(7), past_key_values=memory.cache).logits
+        logits = model(tokens(7), **{CACHE_ARGUMENT: memory.cache}).logits
         stream = memory.streams[0]
         blocks, gists = stream.focus(LIMITS, 1)
         step = make_step([stream], [1], LIMITS, trained, torch.device("cpu"))
@@ -120,12 +121,12 @@ def test_gists_change_what_is_read_only_beyond_the_budget():
             settings = PagedConfig(limits=LIMITS, read_tokens=64, gists=gists)
             with attach(model, settings) as memory:
                 memory.read(ids)
-                found.append(model(last, past_key_values=memory.cache).logits)
+                found.append(model(last, **{CACHE_ARGUMENT: memory.cache}).logits)
         assert torch.equal(found[0], found[1]) is same
     plain = model(torch.cat((near, last), 1)).logits[:, -5:]
     with attach(model, PagedConfig(limits=LIMITS, gists=tiny_adapter(model))) as memory:
         memory.read(near)
-        got = model(last, past_key_values=memory.cache).logits
+        got = model(last, **{CACHE_ARGUMENT: memory.cache}).logits
     torch.testing.assert_close(got, plain, rtol=1e-4, atol=1e-4)
 
 
@@ -139,7 +140,7 @@ def test_no_adapter_no_gists_and_embeddings_end_them():
         memory.read(tokens(64))
         memory.cache.begin_call()
         rows = model.get_input_embeddings().weight[tokens(8)]
-        model(inputs_embeds=rows, past_key_values=memory.cache)
+        model(inputs_embeds=rows, **{CACHE_ARGUMENT: memory.cache})
         memory.read(tokens(96))
         assert memory.streams[0].gisted_blocks <= 2
 
@@ -180,7 +181,7 @@ def test_the_shipped_gists_serve_the_real_base(smollm2):
         settings = PagedConfig(limits=limits, read_tokens=128, gists=gists)
         with attach(base.model, settings) as memory:
             memory.read(ids[:1024])
-            logits = base.model(ids[None, 1024:-1], past_key_values=memory.cache).logits[0]
+            logits = base.model(ids[None, 1024:-1], **{CACHE_ARGUMENT: memory.cache}).logits[0]
             blocks, pages = memory.streams[0].focus(limits, 1)
         nll[gists] = float(torch.nn.functional.cross_entropy(logits, ids[1025:]))
         assert bool(pages) is (gists == "auto")
