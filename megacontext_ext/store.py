@@ -31,7 +31,7 @@ from megacontext_ext.errors import InvalidArgument, NotFound
 
 __all__ = ["NO_CHAR_START", "Partition", "RowFamily", "Snapshot", "Store", "StoreOptions"]
 
-RowDtype = Literal["f32", "bf16", "f16", "i8", "u8"]
+RowDtype = Literal["f32", "bf16", "f16", "i8", "u8", "u32"]
 Tokens = npt.NDArray[np.uint32]
 Indices = npt.NDArray[np.uint64]
 
@@ -48,6 +48,7 @@ class Partition:
     metadata_json: str
     token_count: int
     created_ms: int  # since 1970-01-01 UTC
+    hidden: bool = False  # read as ever, but not searched
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class _Reader:
     _handle: Any
 
     def partitions(self) -> list[Partition]:
-        """All partitions, by id."""
+        """All partitions that were not erased, by id."""
         return [Partition(*fields) for fields in self._handle.partitions()]
 
     def partition(self, partition: int) -> Partition:
@@ -275,6 +276,49 @@ class Store(_Reader):
         starts = None if char_starts is None else _integers("char_starts", char_starts, np.uint64)
         return self._handle.append_tokens(partition, _integers("tokens", tokens, np.uint32), starts)
 
+    def replace_tail(
+        self,
+        partition: int,
+        kept_tokens: int,
+        tokens: npt.ArrayLike,
+        char_starts: npt.ArrayLike | None = None,
+        metadata_json: str | None = None,
+    ) -> tuple[int, int]:
+        """Edits a timeline: its first `kept_tokens` tokens stay, `tokens` follow. One change: after
+        a crash the timeline is the old one or the new one.
+
+        Rows of nodes wholly within the kept tokens stay; of every family all later ones go, and the
+        index goes from the first block that is not wholly kept.
+
+        Args:
+            tokens: [n] token ids below 2**32; none cuts only.
+            char_starts: [n] character offset of each token in its source.
+            metadata_json: the new metadata, when it changes too.
+
+        Returns: the half-open range of full blocks that are new.
+        """
+        starts = None if char_starts is None else _integers("char_starts", char_starts, np.uint64)
+        return self._handle.replace_tail(
+            partition, kept_tokens, _integers("tokens", tokens, np.uint32), starts, metadata_json
+        )
+
+    def erase_partition(self, partition: int) -> None:
+        """Takes a source away for every later reader. Its id is not used again; its bytes leave
+        the files with `purge()`. Raises NotFound."""
+        self._handle.erase_partition(partition)
+
+    def set_hidden(self, partition: int, hidden: bool) -> None:
+        """A hidden partition is read as ever but not found by `search`."""
+        self._handle.set_hidden(partition, hidden)
+
+    def drop_rows(self, name: str) -> None:
+        """Takes a row family away; its files go at the next checkpoint. Raises NotFound."""
+        self._handle.drop_rows(name)
+
+    def clear_rows(self, name: str, partition: int) -> None:
+        """Takes the rows of a family in one partition away. Raises NotFound."""
+        self._handle.clear_rows(name, partition)
+
     def define_rows(self, name: str, lod: int, dtype: RowDtype, width: int) -> None:
         """Defines a row family; the same definition again changes nothing."""
         self._handle.define_rows(name, lod, dtype, width)
@@ -303,6 +347,12 @@ class Store(_Reader):
     def checkpoint(self) -> None:
         """Seals everything into immutable segments and cuts the WAL. Implies commit()."""
         self._handle.checkpoint()
+
+    def purge(self) -> None:
+        """A checkpoint after which no file of the store holds a byte of what was erased, cut,
+        overwritten or dropped. Snapshots and other processes keep removed files until they let go
+        of them. Cost: one rewrite of every segment that holds such bytes."""
+        self._handle.purge()
 
     def snapshot(self) -> Snapshot:
         """A view of this moment. Cost: one pointer a partition."""

@@ -96,7 +96,7 @@ std::shared_ptr<Store> open_store(const std::string& path, bool read_only, const
 
 py::tuple summary_tuple(const PartitionSummary& partition) {
   return py::make_tuple(partition.id, partition.source, partition.metadata_json,
-                        partition.token_count, partition.created_ms);
+                        partition.token_count, partition.created_ms, partition.hidden);
 }
 
 py::list partition_list(const RowReader& reader) {
@@ -202,12 +202,30 @@ py::tuple append_tokens(Store& store, uint32_t partition, const TokenArray& toke
   return py::make_tuple(ready.start, ready.end);
 }
 
+py::tuple replace_tail(Store& store, uint32_t partition, uint64_t kept_tokens,
+                       const TokenArray& tokens, const std::optional<IndexArray>& char_starts,
+                       const std::optional<std::string>& metadata_json) {
+  NewTail tail{kept_tokens, view(tokens), {}, metadata_json};
+  if (char_starts) tail.char_starts = view(*char_starts);
+  if (char_starts && tail.char_starts.size() != tail.tokens.size()) {
+    raise(Status::invalid_argument(str_cat("[replace_tail] char_starts must have ",
+                                           tail.tokens.size(), " values, got ",
+                                           tail.char_starts.size())));
+  }
+  Span ready;
+  {
+    Release release;
+    ready = value_or_raise(store.replace_tail(partition, tail));
+  }
+  return py::make_tuple(ready.start, ready.end);
+}
+
 void define_rows(Store& store, const std::string& name, uint8_t lod, const std::string& dtype,
                  uint32_t width) {
   const auto type = row_type_from_name(dtype);
-  if (!type || *type >= RowType::kU32) {
+  if (!type || *type > RowType::kU32) {
     raise(Status::invalid_argument(
-        str_cat("[define_rows] dtype must be f32, bf16, f16, i8 or u8, got '", dtype, "'")));
+        str_cat("[define_rows] dtype must be f32, bf16, f16, u32, i8 or u8, got '", dtype, "'")));
   }
   Release release;
   raise_if_error(store.define_rows(name, lod, *type, width));
@@ -240,13 +258,20 @@ py::dict stats(const Store& store) {
                   "segment_bytes"_a = stats.segment_bytes,
                   "unsealed_bytes"_a = stats.unsealed_bytes, "wal_files"_a = stats.wal_file_count,
                   "wal_bytes_written"_a = stats.wal_bytes_written, "syncs"_a = stats.sync_count,
-                  "checkpoints"_a = stats.checkpoint_count, "merges"_a = stats.merge_count);
+                  "checkpoints"_a = stats.checkpoint_count, "merges"_a = stats.merge_count,
+                  "reclaimed_bytes"_a = stats.reclaimed_bytes);
 }
 
 template <Status (Store::*kMethod)()>
 void call(Store& store) {
   Release release;
   raise_if_error((store.*kMethod)());
+}
+
+template <auto kMethod, class... Arguments>
+void call_with(Store& store, Arguments... arguments) {
+  Release release;
+  raise_if_error((store.*kMethod)(arguments...));
 }
 
 void register_reader(py::module_& module) {
@@ -301,6 +326,13 @@ void register_store(py::module_& module) {
            })
       .def("append_tokens", &append_tokens, "partition"_a, "tokens"_a.noconvert(),
            "char_starts"_a.noconvert())
+      .def("replace_tail", &replace_tail, "partition"_a, "kept_tokens"_a, "tokens"_a.noconvert(),
+           "char_starts"_a.noconvert(), "metadata_json"_a)
+      .def("erase_partition", &call_with<&Store::erase_partition, uint32_t>)
+      .def("set_hidden", &call_with<&Store::set_hidden, uint32_t, bool>)
+      .def("drop_rows", &call_with<&Store::drop_rows, std::string_view>)
+      .def("clear_rows", &call_with<&Store::clear_rows, std::string_view, uint32_t>)
+      .def("purge", &call<&Store::purge>)
       .def("define_rows", &define_rows)
       .def("put_rows", &put_rows, "name"_a, "partition"_a, "first"_a, "rows"_a.noconvert())
       .def("index_text", &index_text)

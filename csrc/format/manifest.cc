@@ -28,12 +28,14 @@ void encode_body(ByteWriter& out, const Manifest& manifest) {
     out.u8(static_cast<uint8_t>(family.type));
     out.u32(family.width);
     out.text(family.name);
+    out.u8(family.flags);
   }
   out.u32(static_cast<uint32_t>(manifest.partitions.size()));
   for (const AddPartition& partition : manifest.partitions) {
     out.u64(partition.created_ms);
     out.text(partition.source);
     out.text(partition.metadata_json);
+    out.u8(partition.flags);
   }
   out.u32(static_cast<uint32_t>(manifest.segments.size()));
   for (const SegmentEntry& segment : manifest.segments) {
@@ -41,9 +43,16 @@ void encode_body(ByteWriter& out, const Manifest& manifest) {
     out.u64(segment.file_bytes);
     out.u32(segment.header_crc);
   }
+  out.u32(static_cast<uint32_t>(manifest.cuts.size()));
+  for (const Cut& cut : manifest.cuts) {
+    out.u64(cut.segment_id);
+    out.u32(cut.partition);
+    out.u32(cut.family);
+    out.u64(cut.token_count);
+  }
 }
 
-Manifest decode_body(ByteReader& in) {
+Manifest decode_body(ByteReader& in, uint32_t version) {
   Manifest manifest;
   const Bytes store_id = in.raw(sizeof(StoreId));
   if (!in.failed()) std::memcpy(manifest.store_id.data(), store_id.data(), sizeof(StoreId));
@@ -63,6 +72,7 @@ Manifest decode_body(ByteReader& in) {
     family.type = static_cast<RowType>(in.u8());
     family.width = in.u32();
     family.name = in.text();
+    if (version >= 2) family.flags = in.u8();
   }
   for (uint32_t left = in.u32(); left > 0 && !in.failed(); --left) {
     AddPartition& partition = manifest.partitions.emplace_back();
@@ -70,12 +80,20 @@ Manifest decode_body(ByteReader& in) {
     partition.created_ms = in.u64();
     partition.source = in.text();
     partition.metadata_json = in.text();
+    if (version >= 2) partition.flags = in.u8();
   }
   for (uint32_t left = in.u32(); left > 0 && !in.failed(); --left) {
     SegmentEntry& segment = manifest.segments.emplace_back();
     segment.id = in.u64();
     segment.file_bytes = in.u64();
     segment.header_crc = in.u32();
+  }
+  for (uint32_t left = version >= 2 ? in.u32() : 0; left > 0 && !in.failed(); --left) {
+    Cut& cut = manifest.cuts.emplace_back();
+    cut.segment_id = in.u64();
+    cut.partition = in.u32();
+    cut.family = in.u32();
+    cut.token_count = in.u64();
   }
   return manifest;
 }
@@ -122,7 +140,7 @@ Result<Manifest> decode_manifest(Bytes bytes) {
         str_cat("12: expected body crc32c ", crc32c(body), ", got ", header.body_crc));
   }
   ByteReader in(body);
-  Manifest manifest = decode_body(in);
+  Manifest manifest = decode_body(in, header.version);
   if (!in.at_end()) return Status::corruption(str_cat(32 + in.offset(), ": body ends wrongly"));
   return manifest;
 }

@@ -3,7 +3,7 @@
 //
 // offset size field (file header, fixed for all versions)
 //      0    8 magic       "MCMANI\1\n"
-//      8    4 version     1
+//      8    4 version     2
 //     12    4 body_crc    crc32c of the body
 //     16    8 body_bytes  the body follows the header, then the file ends
 //     24    4 features    bits a reader must know, 0
@@ -12,9 +12,11 @@
 //   store_id 16 bytes, generation u64, created_ms u64, next_segment_id u64,
 //   wal_number u64, wal_sequence u64   replay starts at that file, with that frame
 //   identity    list of (key text, value text), sorted by key
-//   families    list of (id u32, lod u8, type u8, width u32, name text), ids 1, 2, ...
-//   partitions  list of (created_ms u64, source text, metadata text), ids 0, 1, ...
+//   families    list of (id u32, lod u8, type u8, width u32, name text, flags u8), ids 1, 2, ...
+//   partitions  list of (created_ms u64, source text, metadata text, flags u8), ids 0, 1, ...
 //   segments    list of (id u64, file_bytes u64, header_crc u32), by id
+//   cuts        list of (segment_id u64, partition u32, family u32, token_count u64)
+// flags: of a family 1 dropped; of a partition 1 erased, 2 hidden. Version 1 has no flags, no cuts.
 #pragma once
 
 #include <map>
@@ -29,7 +31,7 @@
 namespace mc {
 
 inline constexpr std::array<char, 8> kManifestMagic = {'M', 'C', 'M', 'A', 'N', 'I', '\1', '\n'};
-inline constexpr uint32_t kManifestVersion = 1;
+inline constexpr uint32_t kManifestVersion = 2;
 
 struct ManifestHeader {
   std::array<char, 8> magic = kManifestMagic;
@@ -50,6 +52,15 @@ struct SegmentEntry {
   uint32_t header_crc = 0;  // ties the file to this manifest
 };
 
+// In segments with a lower id, what CutPartition names (wal_record.h) is gone.
+struct Cut {
+  uint64_t segment_id = 0;
+  uint32_t partition = 0;
+  uint32_t family = 0;  // 0: all, and the index
+  uint64_t token_count = 0;
+  bool operator==(const Cut&) const = default;
+};
+
 struct Manifest {
   StoreId store_id{};
   uint64_t generation = 0;
@@ -61,6 +72,7 @@ struct Manifest {
   std::vector<DefineFamily> families;
   std::vector<AddPartition> partitions;
   std::vector<SegmentEntry> segments;
+  std::vector<Cut> cuts;
 };
 
 std::vector<std::byte> encode_manifest(const Manifest& manifest);

@@ -13,7 +13,7 @@ enum class RowType : uint8_t {
   kF16 = 3,
   kBf16 = 4,
   kF32 = 5,
-  kU32 = 6,  // token ids; not offered to callers of define_rows
+  kU32 = 6,  // token ids, counts
   kU64 = 7,  // character starts; not offered either
   // 8..15 are kept for int8, fp8 and int4 rows with a scale in front, 16..31 for KV pages.
 };

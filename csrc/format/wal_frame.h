@@ -14,11 +14,11 @@ namespace mc {
 using StoreId = std::array<uint8_t, 16>;
 
 inline constexpr std::array<char, 8> kWalMagic = {'M', 'C', 'W', 'A', 'L', '\0', '\1', '\n'};
-inline constexpr uint32_t kWalVersion = 1;
+inline constexpr uint32_t kWalVersion = 2;
 
 // offset size field
 //      0    8 magic           "MCWAL\0\1\n"
-//      8    4 version         1
+//      8    4 version         2
 //     12    4 salt            random for each use of a file; frames repeat it
 //     16    8 number          as in the file's name
 //     24    8 first_sequence  of the first frame; every frame before it is durable elsewhere

@@ -12,6 +12,10 @@ enum class ChangeKind : uint8_t {  // on disk: never renumber
   kPutRows = 4,
   kIndexBlocks = 5,
   kCloseStore = 6,
+  kCutPartition = 7,
+  kErasePartition = 8,
+  kDropFamily = 9,
+  kHidePartition = 10,
 };
 
 void kind(ByteWriter& out, ChangeKind value) {
@@ -61,6 +65,29 @@ Bytes encode_head(ByteWriter& out, const IndexBlocks& change) {
 }
 Bytes encode_head(ByteWriter& out, const CloseStore&) {
   kind(out, ChangeKind::kCloseStore);
+  return {};
+}
+Bytes encode_head(ByteWriter& out, const CutPartition& change) {
+  kind(out, ChangeKind::kCutPartition);
+  out.u32(change.partition);
+  out.u32(change.family);
+  out.u64(change.token_count);
+  return {};
+}
+Bytes encode_head(ByteWriter& out, const ErasePartition& change) {
+  kind(out, ChangeKind::kErasePartition);
+  out.u32(change.partition);
+  return {};
+}
+Bytes encode_head(ByteWriter& out, const DropFamily& change) {
+  kind(out, ChangeKind::kDropFamily);
+  out.u32(change.family);
+  return {};
+}
+Bytes encode_head(ByteWriter& out, const HidePartition& change) {
+  kind(out, ChangeKind::kHidePartition);
+  out.u32(change.partition);
+  out.u8(change.hidden);
   return {};
 }
 
@@ -117,6 +144,21 @@ Change decode_change(ChangeKind change_kind, ByteReader& in, Bytes bytes, bool& 
       return change;
     }
     case ChangeKind::kCloseStore: return CloseStore{};
+    case ChangeKind::kCutPartition: {
+      CutPartition change;
+      change.partition = in.u32();
+      change.family = in.u32();
+      change.token_count = in.u64();
+      return change;
+    }
+    case ChangeKind::kErasePartition: return ErasePartition{in.u32()};
+    case ChangeKind::kDropFamily: return DropFamily{in.u32()};
+    case ChangeKind::kHidePartition: {
+      HidePartition change;
+      change.partition = in.u32();
+      change.hidden = in.u8() != 0;
+      return change;
+    }
   }
   known = false;
   return CloseStore{};

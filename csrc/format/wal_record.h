@@ -9,6 +9,11 @@
 //   5 index blocks    partition u32, first_block u64, block_count u32, analyzer version u32,
 //                     block_count x (term_count u32, term_count x (hash u64, count u32))
 //   6 close           nothing: the writer left in good order
+//   7 cut             partition u32, family u32 (0: all), token_count u64
+//   8 erase           partition u32
+//   9 drop family     family u32
+//  10 hide            partition u32, hidden u8
+// Kinds from 7 on need WAL version 2.
 #pragma once
 
 #include <string>
@@ -28,12 +33,19 @@ struct DefineFamily {
   RowType type = RowType::kF32;
   uint32_t width = 0;  // elements a row
   std::string name;
+  uint8_t flags = 0;  // kDropped; in the manifest only
 };
+inline constexpr uint8_t kDropped = 1;
+
 struct AddPartition {
   uint32_t id = 0;
   uint64_t created_ms = 0;
   std::string source, metadata_json;
+  uint8_t flags = 0;  // kErased, kHidden; in the manifest only
 };
+inline constexpr uint8_t kErased = 1;
+inline constexpr uint8_t kHidden = 2;
+
 struct SetMetadata {
   uint32_t partition = 0;
   std::string metadata_json;
@@ -54,9 +66,28 @@ struct IndexBlocks {
   Bytes terms;            // block_count x (term_count, terms), as above
 };
 struct CloseStore {};
+// Rows of nodes that reach beyond the first `token_count` tokens are gone; of family 0 also the
+// tokens and the index there.
+struct CutPartition {
+  uint32_t partition = 0;
+  uint32_t family = 0;
+  uint64_t token_count = 0;
+};
+// Everything of a partition is gone, its name included. Its id is not used again.
+struct ErasePartition {
+  uint32_t partition = 0;
+};
+struct DropFamily {
+  uint32_t family = 0;
+};
+// A hidden partition can be read but is not searched.
+struct HidePartition {
+  uint32_t partition = 0;
+  bool hidden = false;
+};
 
-using Change =
-    std::variant<DefineFamily, AddPartition, SetMetadata, PutRows, IndexBlocks, CloseStore>;
+using Change = std::variant<DefineFamily, AddPartition, SetMetadata, PutRows, IndexBlocks,
+                            CloseStore, CutPartition, ErasePartition, DropFamily, HidePartition>;
 
 // A record as parts to be written one after the other; large rows are not copied.
 class RecordParts {

@@ -79,18 +79,27 @@ inline void accumulate(float& score, float weight, uint32_t count, float norm) {
   score += weight * occurrences / (occurrences + norm);
 }
 
+// What is not offered although it holds the terms.
+struct Unseen {
+  const DocumentMask& mask;
+  std::span<const uint32_t> hidden;
+};
+
 template <class Source>
 void offer_range(const Source& source, const std::vector<float>& scores, uint32_t first,
-                 BestHits& best) {
+                 const Unseen& unseen, BestHits& best) {
   for (size_t i = 0; i < scores.size(); ++i) {
-    if (!best.may_enter(scores[i])) continue;
-    const BlockId block = source.block_of(first + static_cast<uint32_t>(i));
+    const uint32_t document = first + static_cast<uint32_t>(i);
+    if (!best.may_enter(scores[i]) || unseen.mask.is_dead(document)) continue;
+    const BlockId block = source.block_of(document);
+    if (std::binary_search(unseen.hidden.begin(), unseen.hidden.end(), block.partition)) continue;
     best.offer({block.partition, block.block, scores[i]});
   }
 }
 
 void search_segment(const PostingsView& segment, std::span<const WeightedTerm> terms,
-                    const LengthNorm& norm, std::optional<uint32_t> partition, BestHits& best) {
+                    const LengthNorm& norm, std::optional<uint32_t> partition, const Unseen& unseen,
+                    BestHits& best) {
   std::pair<uint32_t, uint32_t> range{0, segment.document_count()};
   if (partition) range = segment.documents_of(*partition);
   const auto [first, end] = range;
@@ -102,11 +111,12 @@ void search_segment(const PostingsView& segment, std::span<const WeightedTerm> t
       accumulate(scores[document - first], term.weight, count, norm(segment.length_of(document)));
     });
   }
-  offer_range(segment, scores, first, best);
+  offer_range(segment, scores, first, unseen, best);
 }
 
 void search_memtable(const MemtableView& view, std::span<const WeightedTerm> terms,
-                     const LengthNorm& norm, std::optional<uint32_t> partition, BestHits& best) {
+                     const LengthNorm& norm, std::optional<uint32_t> partition,
+                     const Unseen& unseen, BestHits& best) {
   std::vector<float> scores(view.document_count, 0.0f);
   for (const WeightedTerm& term : terms) {
     for (const Posting& posting : view.memtable->lookup(term.hash)) {
@@ -118,7 +128,7 @@ void search_memtable(const MemtableView& view, std::span<const WeightedTerm> ter
   for (uint32_t document = 0; partition && document < view.document_count; ++document) {
     if (view.memtable->block_of(document).partition != *partition) scores[document] = 0;
   }
-  offer_range(*view.memtable, scores, 0, best);
+  offer_range(*view.memtable, scores, 0, unseen, best);
 }
 
 }  // namespace
@@ -141,9 +151,10 @@ std::span<const Posting> Memtable::lookup(uint64_t hash) const {
   return found == terms_.end() ? std::span<const Posting>() : found->second;
 }
 
-Result<std::string> Memtable::to_postings() const {
+Result<std::string> Memtable::to_postings(const DocumentMask& mask) const {
   std::vector<uint32_t> order(documents_.size());
   std::iota(order.begin(), order.end(), 0u);
+  std::erase_if(order, [&](uint32_t document) { return mask.is_dead(document); });
   std::sort(order.begin(), order.end(), [&](uint32_t left, uint32_t right) {
     return documents_[left].block < documents_[right].block;
   });
@@ -162,37 +173,65 @@ Result<std::string> Memtable::to_postings() const {
   for (const uint64_t hash : hashes) {
     renumbered.clear();
     for (const Posting& posting : lookup(hash)) {
+      if (mask.is_dead(posting.document)) continue;
       renumbered.push_back({new_number[posting.document], posting.count});
     }
     std::sort(renumbered.begin(), renumbered.end(), [](const Posting& left, const Posting& right) {
       return left.document < right.document;
     });
-    writer.add_term(hash, renumbered);
+    if (!renumbered.empty()) writer.add_term(hash, renumbered);
   }
   return writer.finish();
 }
 
+namespace {
+
+const DocumentMask kNoMask;
+
+}  // namespace
+
+const DocumentMask& Bm25Searcher::mask_of(size_t segment) const {
+  return masks_.empty() ? kNoMask : masks_[segment];
+}
+
+const DocumentMask& Bm25Searcher::memtable_mask() const {
+  return memtable_.mask == nullptr ? kNoMask : *memtable_.mask;
+}
+
 uint64_t Bm25Searcher::document_count() const {
-  uint64_t count = memtable_.document_count;
+  uint64_t count = memtable_.document_count - memtable_mask().dead_count;
   for (const PostingsView& segment : segments_) count += segment.document_count();
+  for (const DocumentMask& mask : masks_) count -= mask.dead_count;
   return count;
 }
 
 uint64_t Bm25Searcher::total_length() const {
-  uint64_t length = memtable_.total_length;
+  uint64_t length = memtable_.total_length - memtable_mask().dead_length;
   for (const PostingsView& segment : segments_) length += segment.total_length();
+  for (const DocumentMask& mask : masks_) length -= mask.dead_length;
   return length;
 }
 
 uint64_t Bm25Searcher::holding_count(uint64_t hash) const {
   uint64_t count = 0;
-  for (const PostingsView& segment : segments_) count += segment.lookup(hash).posting_count();
+  for (size_t i = 0; i < segments_.size(); ++i) {
+    const PostingList postings = segments_[i].lookup(hash);
+    const DocumentMask& mask = mask_of(i);
+    count += postings.posting_count();
+    if (mask.dead_count == 0) continue;
+    postings.for_each([&](uint32_t document, uint32_t) { count -= mask.is_dead(document); });
+  }
   if (memtable_.memtable == nullptr) return count;
   const std::span<const Posting> postings = memtable_.memtable->lookup(hash);
   const auto end = std::partition_point(postings.begin(), postings.end(), [&](const Posting& at) {
     return at.document < memtable_.document_count;
   });
-  return count + static_cast<uint64_t>(end - postings.begin());
+  const DocumentMask& mask = memtable_mask();
+  if (mask.dead_count == 0) return count + static_cast<uint64_t>(end - postings.begin());
+  return count +
+         static_cast<uint64_t>(std::count_if(postings.begin(), end, [&](const Posting& posting) {
+           return !mask.is_dead(posting.document);
+         }));
 }
 
 std::vector<SearchHit> Bm25Searcher::search(std::span<const Term> terms, size_t k,
@@ -210,11 +249,11 @@ std::vector<SearchHit> Bm25Searcher::search(std::span<const Term> terms, size_t 
   if (weighted.empty()) return {};
   const LengthNorm norm(params, static_cast<double>(total_length()) / documents);
   BestHits best(k);
-  for (const PostingsView& segment : segments_) {
-    search_segment(segment, weighted, norm, partition, best);
+  for (size_t i = 0; i < segments_.size(); ++i) {
+    search_segment(segments_[i], weighted, norm, partition, {mask_of(i), hidden_}, best);
   }
   if (memtable_.memtable != nullptr) {
-    search_memtable(memtable_, weighted, norm, partition, best);
+    search_memtable(memtable_, weighted, norm, partition, {memtable_mask(), hidden_}, best);
   }
   return std::move(best).sorted();
 }

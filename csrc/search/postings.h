@@ -14,6 +14,7 @@
 
 #include "base/result.h"
 #include "search/analyzer.h"
+#include "search/document_mask.h"
 
 namespace mc {
 
@@ -145,11 +146,11 @@ class PostingsBuilder {
   std::vector<Occurrence> occurrences_;
 };
 
-// One byte string with the documents of all views, without those of `dropped` partitions. Equal to
-// building it from the documents themselves. InvalidArgument: a block is in two views.
-// Memory: that of the result.
+// One byte string with the documents of all views, without those of `masks` (one a view, or none at
+// all). Equal to building it from the documents themselves. InvalidArgument: a block is in two
+// views. Memory: that of the result, and 4 bytes a document.
 Result<std::string> merge(std::span<const PostingsView> views,
-                          std::span<const uint32_t> dropped = {});
+                          std::span<const DocumentMask> masks = {});
 
 // ---- inline ----
 

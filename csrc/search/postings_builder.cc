@@ -40,65 +40,52 @@ namespace {
 
 constexpr uint32_t kDropped = std::numeric_limits<uint32_t>::max();
 
-// A run of one view and the number that its first document gets in the merged postings.
-struct MergedRun {
+// A run of one view.
+struct ViewRun {
   size_t view;
-  size_t run;
-  uint32_t new_first_document;
+  const DocumentRun* run;
 };
 
-// Numbers the documents anew; new_first[view][run] is kDropped for runs that are left out.
-Status number_documents(std::span<const PostingsView> views, std::span<const uint32_t> dropped,
-                        PostingsWriter& writer, std::vector<std::vector<uint32_t>>& new_first) {
-  std::vector<MergedRun> order;
+// Numbers the documents anew; new_number[view][document] is kDropped for those that are left out.
+Status number_documents(std::span<const PostingsView> views, std::span<const DocumentMask> masks,
+                        PostingsWriter& writer, std::vector<std::vector<uint32_t>>& new_number) {
+  std::vector<ViewRun> order;
   for (size_t view = 0; view < views.size(); ++view) {
-    new_first.emplace_back(views[view].runs().size(), kDropped);
-    for (size_t run = 0; run < views[view].runs().size(); ++run) {
-      const uint32_t partition = views[view].runs()[run].partition;
-      if (std::find(dropped.begin(), dropped.end(), partition) == dropped.end()) {
-        order.push_back({view, run, 0});
-      }
-    }
+    new_number.emplace_back(views[view].document_count(), kDropped);
+    for (const DocumentRun& run : views[view].runs()) order.push_back({view, &run});
   }
-  const auto first_block = [&](const MergedRun& merged) {
-    const DocumentRun& run = views[merged.view].runs()[merged.run];
-    return BlockId{run.partition, run.first_block};
-  };
-  std::sort(order.begin(), order.end(), [&](const MergedRun& left, const MergedRun& right) {
-    return first_block(left) < first_block(right);
+  std::sort(order.begin(), order.end(), [](const ViewRun& left, const ViewRun& right) {
+    return BlockId{left.run->partition, left.run->first_block} <
+           BlockId{right.run->partition, right.run->first_block};
   });
   uint32_t document_count = 0;
-  for (const MergedRun& merged : order) {
-    const PostingsView& view = views[merged.view];
-    const DocumentRun& run = view.runs()[merged.run];
-    new_first[merged.view][merged.run] = document_count;
-    for (uint32_t i = 0; i < run.document_count; ++i) {
-      MC_RETURN_IF_ERROR(writer.add_document({run.partition, run.first_block + i},
-                                             view.length_of(run.first_document + i)));
+  for (const auto& [view, run] : order) {
+    for (uint32_t i = 0; i < run->document_count; ++i) {
+      const uint32_t document = run->first_document + i;
+      if (!masks.empty() && masks[view].is_dead(document)) continue;
+      MC_RETURN_IF_ERROR(writer.add_document({run->partition, run->first_block + i},
+                                             views[view].length_of(document)));
+      new_number[view][document] = document_count++;
     }
-    document_count += run.document_count;
   }
   return Status::ok();
 }
 
 // Appends the postings of one term of one view under their new numbers.
-void renumber(const PostingsView& view, uint64_t term, const std::vector<uint32_t>& new_first,
+void renumber(const PostingsView& view, uint64_t term, const std::vector<uint32_t>& new_number,
               std::vector<Posting>& postings) {
-  size_t run = 0;
   view.term_postings(term).for_each([&](uint32_t document, uint32_t count) {
-    const std::span<const DocumentRun> runs = view.runs();
-    while (document - runs[run].first_document >= runs[run].document_count) ++run;
-    if (new_first[run] == kDropped) return;
-    postings.push_back({new_first[run] + (document - runs[run].first_document), count});
+    if (new_number[document] != kDropped) postings.push_back({new_number[document], count});
   });
 }
 
 }  // namespace
 
-Result<std::string> merge(std::span<const PostingsView> views, std::span<const uint32_t> dropped) {
+Result<std::string> merge(std::span<const PostingsView> views,
+                          std::span<const DocumentMask> masks) {
   PostingsWriter writer;
-  std::vector<std::vector<uint32_t>> new_first;
-  MC_RETURN_IF_ERROR(number_documents(views, dropped, writer, new_first));
+  std::vector<std::vector<uint32_t>> new_number;
+  MC_RETURN_IF_ERROR(number_documents(views, masks, writer, new_number));
   std::vector<uint64_t> term(views.size(), 0);  // the next term of each view
   std::vector<Posting> postings;
   for (;;) {
@@ -113,7 +100,7 @@ Result<std::string> merge(std::span<const PostingsView> views, std::span<const u
     for (size_t view = 0; view < views.size(); ++view) {
       if (term[view] == views[view].term_count()) continue;
       if (views[view].term_hash(term[view]) != *hash) continue;
-      renumber(views[view], term[view]++, new_first[view], postings);
+      renumber(views[view], term[view]++, new_number[view], postings);
     }
     std::sort(postings.begin(), postings.end(), [](const Posting& left, const Posting& right) {
       return left.document < right.document;

@@ -97,6 +97,13 @@ void Column::attach(std::shared_ptr<const Segment> segment, const RunEntry& run,
   row_count_ = std::max(row_count_, run.first + run.count);
 }
 
+void Column::cut(uint64_t count) {
+  if (count >= row_count_) return;
+  row_count_ = count;
+  runs_ = std::make_shared<RunList>(runs());
+  drop_tail();
+}
+
 RunList Column::runs() const {
   RunList runs;
   if (runs_ == nullptr) return runs;

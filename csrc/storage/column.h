@@ -45,6 +45,10 @@ class Column {
   // After attach() covered everything in memory, nothing may be appended to the old extent.
   void drop_tail() { tail_ = nullptr; }
 
+  // Forgets the rows from `count` on, if there are any. What comes in their place goes to new
+  // memory, since copies of this column still show them.
+  void cut(uint64_t count);
+
   // Runs cut to row_count().
   RunList runs() const;
   RunList unsealed_runs() const;

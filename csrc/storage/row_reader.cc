@@ -44,6 +44,16 @@ Status gather(const std::unordered_map<uint32_t, Column>& columns, const GatherR
   return Status::ok();
 }
 
+PartitionSummary summary_of(const Partition& partition) {
+  const AddPartition& about = *partition.about;
+  return {about.id,
+          about.source,
+          about.metadata_json,
+          partition.column(kTokensFamily).row_count(),
+          about.created_ms,
+          (about.flags & kHidden) != 0};
+}
+
 }  // namespace
 
 const Column& Partition::column(uint32_t family_id) const {
@@ -55,45 +65,43 @@ uint32_t row_bytes_of(const DefineFamily& family) {
   return element_bytes(family.type) * family.width;
 }
 
-Status no_such_partition(std::string_view op, uint32_t partition, size_t partition_count) {
-  return Status::not_found(
-      str_cat("[", op, "] partition must be < ", partition_count, ", got ", partition));
+Status require_partition(std::string_view op, const StoreState& state, uint32_t partition) {
+  const size_t count = state.partitions.size();
+  if (partition >= count) {
+    return Status::not_found(
+        str_cat("[", op, "] partition must be < ", count, ", got ", partition));
+  }
+  if (!state.partitions[partition]->erased()) return Status::ok();
+  return Status::not_found(str_cat("[", op, "] partition ", partition, " was erased"));
 }
 
 const DefineFamily* find_family(const StoreState& state, std::string_view name) {
   for (size_t i = kBuiltinFamilies; i < state.families.size(); ++i) {
-    if (state.families[i]->name == name) return state.families[i].get();
+    const bool dropped = (state.families[i]->flags & kDropped) != 0;
+    if (!dropped && state.families[i]->name == name) return state.families[i].get();
   }
   return nullptr;
 }
 
 Result<Column> RowReader::column(uint32_t family_id, uint32_t partition) const {
   const auto lock = lock_state();
-  const auto& partitions = state().partitions;
-  if (partition >= partitions.size()) {
-    return no_such_partition("read", partition, partitions.size());
-  }
-  return partitions[partition]->column(family_id);
+  MC_RETURN_IF_ERROR(require_partition("read", state(), partition));
+  return state().partitions[partition]->column(family_id);
 }
 
 std::vector<PartitionSummary> RowReader::partitions() const {
   const auto lock = lock_state();
   std::vector<PartitionSummary> summaries;
   for (const auto& partition : state().partitions) {
-    const AddPartition& about = *partition->about;
-    summaries.push_back({about.id, about.source, about.metadata_json,
-                         partition->column(kTokensFamily).row_count(), about.created_ms});
+    if (!partition->erased()) summaries.push_back(summary_of(*partition));
   }
   return summaries;
 }
 
 Result<PartitionSummary> RowReader::partition(uint32_t id) const {
   const auto lock = lock_state();
-  const auto& partitions = state().partitions;
-  if (id >= partitions.size()) return no_such_partition("partition", id, partitions.size());
-  const AddPartition& about = *partitions[id]->about;
-  return PartitionSummary{id, about.source, about.metadata_json,
-                          partitions[id]->column(kTokensFamily).row_count(), about.created_ms};
+  MC_RETURN_IF_ERROR(require_partition("partition", state(), id));
+  return summary_of(*state().partitions[id]);
 }
 
 Result<uint64_t> RowReader::token_count(uint32_t partition) const {
@@ -125,7 +133,8 @@ std::vector<DefineFamily> RowReader::row_families() const {
   const auto lock = lock_state();
   std::vector<DefineFamily> families;
   for (size_t i = kBuiltinFamilies; i < state().families.size(); ++i) {
-    families.push_back(*state().families[i]);
+    const DefineFamily& family = *state().families[i];
+    if ((family.flags & kDropped) == 0) families.push_back(family);
   }
   return families;
 }
@@ -185,24 +194,21 @@ Status RowReader::gather_rows(const GatherRequest& request, MutableBytes out) co
 
 Result<uint64_t> RowReader::indexed_blocks(uint32_t partition) const {
   const auto lock = lock_state();
-  const auto& partitions = state().partitions;
-  if (partition >= partitions.size()) {
-    return no_such_partition("indexed_blocks", partition, partitions.size());
-  }
-  return partitions[partition]->indexed_blocks;
+  MC_RETURN_IF_ERROR(require_partition("indexed_blocks", state(), partition));
+  return state().partitions[partition]->indexed_blocks;
 }
 
 Result<std::vector<SearchHit>> RowReader::search(std::string_view query, size_t k,
                                                  std::optional<uint32_t> partition) const {
   LexicalIndex lexical;
+  std::vector<uint32_t> hidden;
   {
     const auto lock = lock_state();
-    if (partition && *partition >= state().partitions.size()) {
-      return no_such_partition("search", *partition, state().partitions.size());
-    }
+    if (partition) MC_RETURN_IF_ERROR(require_partition("search", state(), *partition));
     lexical = state().lexical;
+    hidden = state().hidden;
   }
-  return lexical.search(query, k, partition);
+  return lexical.search(query, k, partition, hidden);
 }
 
 }  // namespace mc

@@ -27,12 +27,14 @@ struct Partition {
   uint64_t epoch = 0;  // of the store when this object was made; see Store::own_partition
 
   const Column& column(uint32_t family_id) const;
+  bool erased() const { return (about->flags & kErased) != 0; }
 };
 
 struct StoreState {
   std::vector<std::shared_ptr<const DefineFamily>> families;  // [id - 1]
   std::vector<std::shared_ptr<Partition>> partitions;         // [id]
   LexicalIndex lexical;
+  std::vector<uint32_t> hidden;  // partitions that are not searched, ascending
 };
 
 // What partitions() tells of one.
@@ -42,6 +44,7 @@ struct PartitionSummary {
   std::string metadata_json;
   uint64_t token_count = 0;
   uint64_t created_ms = 0;
+  bool hidden = false;
 };
 
 // Where the columns of all partitions of one family are gathered from.
@@ -62,7 +65,7 @@ class RowReader {
  public:
   virtual ~RowReader() = default;
 
-  std::vector<PartitionSummary> partitions() const;
+  std::vector<PartitionSummary> partitions() const;  // without erased ones
   Result<PartitionSummary> partition(uint32_t id) const;
 
   Result<uint64_t> token_count(uint32_t partition) const;
@@ -109,7 +112,8 @@ class Snapshot final : public RowReader {
 };
 
 // Shared by reads and writes; the message names the operation.
-Status no_such_partition(std::string_view op, uint32_t partition, size_t partition_count);
+// NotFound when the partition was never there, or was erased.
+Status require_partition(std::string_view op, const StoreState& state, uint32_t partition);
 const DefineFamily* find_family(const StoreState& state, std::string_view name);
 
 }  // namespace mc

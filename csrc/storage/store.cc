@@ -11,10 +11,6 @@ namespace {
 constexpr uint64_t kRecordBytes = 4 << 20;  // larger appends are several records
 constexpr size_t kMostNameBytes = 256;
 
-uint64_t started_node_count(uint64_t token_count, int lod) {
-  return full_node_count(token_count + tokens_per_node(lod) - 1, lod);
-}
-
 // One value for each block that starts within [first, first + char_starts.size()).
 std::vector<uint64_t> starts_of_blocks(uint64_t first, uint64_t token_count,
                                        std::span<const uint64_t> char_starts) {
@@ -80,9 +76,7 @@ std::optional<uint32_t> Store::find_partition(const std::string& source) const {
 Status Store::set_metadata(uint32_t partition, const std::string& metadata_json) {
   std::lock_guard writer(writer_mutex_);
   MC_RETURN_IF_ERROR(require_writable("set_metadata"));
-  if (partition >= state_.partitions.size()) {
-    return no_such_partition("set_metadata", partition, state_.partitions.size());
-  }
+  MC_RETURN_IF_ERROR(require_partition("set_metadata", state_, partition));
   return write({SetMetadata{partition, metadata_json}});
 }
 
@@ -90,9 +84,7 @@ Result<Span> Store::append_tokens(uint32_t partition, std::span<const uint32_t> 
                                   std::span<const uint64_t> char_starts) {
   std::lock_guard writer(writer_mutex_);
   MC_RETURN_IF_ERROR(require_writable("append_tokens"));
-  if (partition >= state_.partitions.size()) {
-    return no_such_partition("append_tokens", partition, state_.partitions.size());
-  }
+  MC_RETURN_IF_ERROR(require_partition("append_tokens", state_, partition));
   if (!char_starts.empty() && char_starts.size() != tokens.size()) {
     return Status::invalid_argument(str_cat("[append_tokens] char_starts must have ", tokens.size(),
                                             " values, got ", char_starts.size()));
@@ -115,6 +107,37 @@ Result<Span> Store::append_tokens(uint32_t partition, std::span<const uint32_t> 
     if (!char_starts.empty()) char_starts = char_starts.subspan(count);
   }
   return Span{full_node_count(before, 1), full_node_count(first, 1)};
+}
+
+Result<Span> Store::replace_tail(uint32_t partition, const NewTail& tail) {
+  std::lock_guard writer(writer_mutex_);
+  MC_RETURN_IF_ERROR(require_writable("replace_tail"));
+  MC_RETURN_IF_ERROR(require_partition("replace_tail", state_, partition));
+  const uint64_t before = state_.partitions[partition]->column(kTokensFamily).row_count();
+  if (tail.kept_tokens > before) {
+    return Status::invalid_argument(
+        str_cat("[replace_tail] kept_tokens must be <= ", before, ", got ", tail.kept_tokens));
+  }
+  if (!tail.char_starts.empty() && tail.char_starts.size() != tail.tokens.size()) {
+    return Status::invalid_argument(str_cat("[replace_tail] char_starts must have ",
+                                            tail.tokens.size(), " values, got ",
+                                            tail.char_starts.size()));
+  }
+  std::vector<Change> changes;
+  const uint64_t first = tail.kept_tokens;
+  if (first < before) changes.push_back(CutPartition{partition, 0, first});
+  const auto starts = starts_of_blocks(first, tail.tokens.size(), tail.char_starts);
+  if (!tail.tokens.empty()) {
+    changes.push_back(
+        PutRows{kTokensFamily, partition, first, tail.tokens.size(), std::as_bytes(tail.tokens)});
+  }
+  if (!starts.empty()) {
+    changes.push_back(PutRows{kCharStartsFamily, partition, started_node_count(first, 1),
+                              starts.size(), std::as_bytes(std::span(starts))});
+  }
+  if (tail.metadata_json) changes.push_back(SetMetadata{partition, *tail.metadata_json});
+  if (!changes.empty()) MC_RETURN_IF_ERROR(write(changes));
+  return Span{full_node_count(first, 1), full_node_count(first + tail.tokens.size(), 1)};
 }
 
 Status Store::define_rows(const std::string& name, uint8_t lod, RowType type, uint32_t width) {
@@ -147,9 +170,7 @@ Status Store::put_rows(std::string_view family_name, uint32_t partition, uint64_
   if (family == nullptr) {
     return Status::not_found(str_cat("[put_rows] no row family is named '", family_name, "'"));
   }
-  if (partition >= state_.partitions.size()) {
-    return no_such_partition("put_rows", partition, state_.partitions.size());
-  }
+  MC_RETURN_IF_ERROR(require_partition("put_rows", state_, partition));
   const uint32_t row_bytes = row_bytes_of(*family);
   const Partition& target = *state_.partitions[partition];
   const uint64_t row_count = target.column(family->id).row_count();
@@ -188,9 +209,7 @@ Status Store::index_text(uint32_t partition, uint64_t first_block,
 
   std::lock_guard writer(writer_mutex_);
   MC_RETURN_IF_ERROR(require_writable("index_text"));
-  if (partition >= state_.partitions.size()) {
-    return no_such_partition("index_text", partition, state_.partitions.size());
-  }
+  MC_RETURN_IF_ERROR(require_partition("index_text", state_, partition));
   const Partition& target = *state_.partitions[partition];
   if (first_block != target.indexed_blocks) {
     return Status::invalid_argument(
@@ -267,10 +286,7 @@ Partition& Store::own_partition(uint32_t id) {
 
 Status Store::apply(std::span<const Change> changes) {
   LexicalIndex grown = state_.lexical;  // the slow part; reads and searches go on meanwhile
-  for (const Change& change : changes) {
-    const auto* blocks = std::get_if<IndexBlocks>(&change);
-    if (blocks != nullptr) MC_RETURN_IF_ERROR(grow(grown, *blocks));
-  }
+  for (const Change& change : changes) MC_RETURN_IF_ERROR(change_index(grown, change));
   std::unique_lock lock(state_mutex_);
   state_.lexical = std::move(grown);
   for (const Change& change : changes) {
@@ -296,8 +312,9 @@ Status Store::apply_one(const AddPartition& change) {
   auto partition = std::make_shared<Partition>();
   partition->about = std::make_shared<const AddPartition>(change);
   partition->epoch = epoch_;
+  if (change.flags & kHidden) state_.hidden.push_back(change.id);
+  if (!partition->erased()) sources_.emplace(change.source, change.id);
   state_.partitions.push_back(std::move(partition));
-  sources_.emplace(change.source, change.id);
   return Status::ok();
 }
 

@@ -18,6 +18,7 @@
 #include <mutex>
 #include <unordered_map>
 
+#include "storage/cuts.h"
 #include "storage/row_reader.h"
 #include "storage/wal_writer.h"
 
@@ -39,11 +40,20 @@ struct OpenRequest {
   StoreOptions options;
 };
 
+// What replace_tail puts in place of the end of a partition.
+struct NewTail {
+  uint64_t kept_tokens = 0;                       // the first ones stay
+  std::span<const uint32_t> tokens;               // after those
+  std::span<const uint64_t> char_starts = {};     // none, or one a new token
+  std::optional<std::string> metadata_json = {};  // of the partition, when it changes too
+};
+
 struct StoreStats {
   uint64_t generation = 0, partition_count = 0, token_count = 0;
   uint64_t segment_count = 0, segment_bytes = 0, postings_segment_count = 0;
   uint64_t unsealed_bytes = 0, wal_file_count = 0, wal_bytes_written = 0, sync_count = 0;
   uint64_t checkpoint_count = 0, merge_count = 0;  // since opening
+  uint64_t reclaimed_bytes = 0;                    // of segment files, by merges and purges
 };
 
 class Store final : public RowReader {
@@ -71,10 +81,25 @@ class Store final : public RowReader {
   Result<Span> append_tokens(uint32_t partition, std::span<const uint32_t> tokens,
                              std::span<const uint64_t> char_starts = {});
 
+  // Edits a partition, as one change: after a crash it is the old one or the new one. Rows of nodes
+  // that lie wholly within the kept tokens stay, all others of every family go, and so does the
+  // index from the first block that is not wholly kept. Returns the blocks that are now to be
+  // indexed. Cost: as append_tokens, and one look at each block indexed since the last checkpoint.
+  Result<Span> replace_tail(uint32_t partition, const NewTail& tail);
+  // The partition and its source are gone for every later reader; its id is not used again. The
+  // bytes go with purge().
+  Status erase_partition(uint32_t partition);
+  // A hidden partition is read as ever but not found by search().
+  Status set_hidden(uint32_t partition, bool hidden);
+
   // Rows for each node of `lod` that has at least one token.
   Status define_rows(const std::string& name, uint8_t lod, RowType type, uint32_t width);
   // first == row_count: appends; first + count <= row_count: overwrites; else InvalidArgument.
   Status put_rows(std::string_view family, uint32_t partition, uint64_t first, Bytes rows);
+  // The family is gone; its name may be defined anew. Segments go at the next checkpoint.
+  Status drop_rows(std::string_view family);
+  // Its rows of one partition are gone.
+  Status clear_rows(std::string_view family, uint32_t partition);
 
   // first_block == indexed_blocks(partition). The last block may be the partial one; its later
   // tokens are then never indexed.
@@ -84,6 +109,11 @@ class Store final : public RowReader {
   Status commit();
   // Seals everything into segments, so that the WAL can be cut.
   Status checkpoint();
+  // A checkpoint that also rewrites each segment with rows or terms that nobody can read any more
+  // (erased, cut, overwritten, dropped), and removes every file of the log: afterwards no file of
+  // the store holds a byte of them. Snapshots and other processes keep removed files until they
+  // let go of them; what the disk does with freed blocks is not the store's.
+  Status purge();
   // Commits and releases the lock. Any later call but reads of snapshots is an error.
   Status close();
 
@@ -109,6 +139,8 @@ class Store final : public RowReader {
   Status load_log();
   Status remove_leftovers();
   Status require_no_gaps() const;
+  uint64_t attach_run(const std::shared_ptr<const Segment>& segment, const RunEntry& run,
+                      const std::byte* rows);
 
   // store.cc: writer_mutex_ is held by the callers of all below
   Status require_writable(std::string_view op) const;
@@ -125,13 +157,27 @@ class Store final : public RowReader {
   static Status grow(LexicalIndex& index, const IndexBlocks& change);
   Status apply_one(const CloseStore& change);
 
+  // store_life.cc
+  Status change_index(LexicalIndex& index, const Change& change);
+  Status apply_one(const CutPartition& change);
+  Status apply_one(const ErasePartition& change);
+  Status apply_one(const DropFamily& change);
+  Status apply_one(const HidePartition& change);
+
   // store_checkpoint.cc
   using Segments = std::vector<std::shared_ptr<const Segment>>;
-  struct Sealing;
+  struct Sealing {
+    std::vector<SegmentEntry> fresh;  // written but not yet named by a manifest
+    Segments obsolete;
+    bool clears_lexical_memory = false;
+  };
   Status checkpoint_locked();
+  Status seal_everything();
   Status merge_segments();
+  Status rewrite_segments();
   Status seal_rows(const DefineFamily& family, const Segments* merged, Sealing& sealing);
   Status seal_postings(std::string bytes, Sealing& sealing);
+  Status seal_merged_postings(const Segments& merged, Sealing& sealing);
   SegmentHeader new_segment(SegmentKind kind, const DefineFamily* family, uint64_t data_bytes);
   Status publish(const Manifest& manifest);
   Status install(Sealing& sealing);
@@ -146,11 +192,12 @@ class Store final : public RowReader {
   mutable std::mutex writer_mutex_;
   Manifest manifest_;  // families and partitions are in state_
   Segments segments_;  // by id
+  CutList cuts_;
   std::unique_ptr<WalWriter> wal_;
   Status failure_;
   bool closed_ = false;
   uint64_t unsealed_bytes_ = 0;
-  uint64_t checkpoint_count_ = 0, merge_count_ = 0;
+  uint64_t checkpoint_count_ = 0, merge_count_ = 0, reclaimed_bytes_ = 0;
 
   mutable std::shared_mutex state_mutex_;
   StoreState state_;

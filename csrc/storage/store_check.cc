@@ -26,6 +26,7 @@ StoreStats Store::stats() const {
   }
   stats.checkpoint_count = checkpoint_count_;
   stats.merge_count = merge_count_;
+  stats.reclaimed_bytes = reclaimed_bytes_;
   return stats;
 }
 

@@ -9,13 +9,6 @@
 
 namespace mc {
 
-// Segments written but not yet named by a manifest.
-struct Store::Sealing {
-  std::vector<SegmentEntry> fresh;
-  Segments obsolete;
-  bool clears_lexical_memory = false;
-};
-
 SegmentHeader Store::new_segment(SegmentKind kind, const DefineFamily* family,
                                  uint64_t data_bytes) {
   SegmentHeader header;
@@ -77,6 +70,7 @@ Status Store::seal_rows(const DefineFamily& family, const Segments* merged, Seal
 Status Store::seal_postings(std::string bytes, Sealing& sealing) {
   MC_ASSIGN_OR_RETURN(const PostingsView view,
                       PostingsView::parse(std::as_bytes(std::span(bytes))));
+  if (view.document_count() == 0) return Status::ok();  // all of them were cut away
   std::vector<RunEntry> entries;
   for (const DocumentRun& run : view.runs()) {
     entries.push_back({run.partition, 0, run.first_block, run.document_count});
@@ -91,9 +85,36 @@ Status Store::seal_postings(std::string bytes, Sealing& sealing) {
   return Status::ok();
 }
 
+Status Store::seal_merged_postings(const Segments& merged, Sealing& sealing) {
+  MC_ASSIGN_OR_RETURN(const auto all_views, state_.lexical.sealed().views());
+  MC_ASSIGN_OR_RETURN(const auto all_masks, state_.lexical.masks().masks());
+  const Segments& sealed = state_.lexical.sealed().segments();
+  std::vector<PostingsView> views;
+  std::vector<DocumentMask> masks;
+  for (size_t i = 0; i < sealed.size(); ++i) {
+    if (std::find(merged.begin(), merged.end(), sealed[i]) == merged.end()) continue;
+    views.push_back(all_views[i]);
+    masks.push_back(all_masks[i]);
+  }
+  if (views.empty()) return Status::ok();
+  MC_ASSIGN_OR_RETURN(std::string bytes, merge(views, masks));
+  return seal_postings(std::move(bytes), sealing);
+}
+
 Status Store::checkpoint_locked() {
   if (wal_->next_sequence() == manifest_.wal_sequence) return Status::ok();
+  MC_RETURN_IF_ERROR(seal_everything());
+  return failed(merge_segments());
+}
+
+Status Store::seal_everything() {
   Sealing sealing;
+  for (const auto& segment : segments_) {
+    const uint32_t family = segment->header().family;
+    if (family != 0 && (state_.families[family - 1]->flags & kDropped) != 0) {
+      sealing.obsolete.push_back(segment);
+    }
+  }
   for (const auto& family : state_.families) {
     MC_RETURN_IF_ERROR(failed(seal_rows(*family, nullptr, sealing)));
   }
@@ -112,7 +133,7 @@ Status Store::checkpoint_locked() {
   MC_RETURN_IF_ERROR(failed(wal_->retire_before(manifest_.wal_number)));
   unsealed_bytes_ = 0;
   ++checkpoint_count_;
-  return failed(merge_segments());
+  return Status::ok();
 }
 
 Manifest Store::next_manifest() const {
@@ -135,13 +156,16 @@ Status Store::install(Sealing& sealing) {
     if (std::find(gone.begin(), gone.end(), segment) == gone.end()) left.push_back(segment);
   }
   left.insert(left.end(), fresh.begin(), fresh.end());
+  CutList cuts = cuts_.pruned(left, state_.families);
   Manifest manifest = next_manifest();
+  manifest.cuts = cuts.cuts();
   manifest.segments.clear();
   for (const auto& segment : left) manifest.segments.push_back(segment->entry());
   MC_RETURN_IF_ERROR(publish(manifest));
   manifest_.generation = manifest.generation;
   manifest_.segments = std::move(manifest.segments);
   segments_ = std::move(left);
+  cuts_ = std::move(cuts);
   {
     std::unique_lock lock(state_mutex_);
     for (const auto& segment : fresh) {
@@ -157,11 +181,12 @@ Status Store::install(Sealing& sealing) {
     for (const auto& segment : segments_) {
       if (segment->header().kind == SegmentKind::kPostings) postings.push_back(segment);
     }
-    state_.lexical.replace_segments(std::move(postings), sealing.clears_lexical_memory);
+    state_.lexical.replace_segments(std::move(postings), cuts_, sealing.clears_lexical_memory);
   }
   for (const auto& segment : sealing.obsolete) {
     // Mapped pages stay readable for snapshots that still show them.
     MC_RETURN_IF_ERROR(env_->remove(segment->path()));
+    reclaimed_bytes_ += segment->header().file_bytes;
   }
   return Status::ok();
 }
@@ -188,13 +213,7 @@ Status Store::merge_segments() {
     if (family > 0) {
       MC_RETURN_IF_ERROR(seal_rows(*state_.families[family - 1], &segments, sealing));
     } else {
-      std::vector<PostingsView> views;
-      for (const auto& segment : segments) {
-        MC_ASSIGN_OR_RETURN(auto view, PostingsView::parse(segment->row_bytes()));
-        views.push_back(std::move(view));
-      }
-      MC_ASSIGN_OR_RETURN(std::string bytes, merge(views));
-      MC_RETURN_IF_ERROR(seal_postings(std::move(bytes), sealing));
+      MC_RETURN_IF_ERROR(seal_merged_postings(segments, sealing));
     }
     sealing.obsolete.insert(sealing.obsolete.end(), segments.begin(), segments.end());
     ++merge_count_;

@@ -146,6 +146,8 @@ Status Store::load(Manifest manifest) {
   }
   manifest_.families.clear();
   manifest_.partitions.clear();
+  for (const Cut& cut : manifest_.cuts) cuts_.add(cut);
+  manifest_.cuts.clear();
   MC_RETURN_IF_ERROR(load_segments());
   MC_RETURN_IF_ERROR(load_log());
   if (read_only_) return Status::ok();
@@ -169,19 +171,30 @@ Status Store::load_segments() {
         return Status::corruption(
             str_cat(segment->path(), ":40: expected a family and ", "partitions of the manifest"));
       }
-      Partition& partition = own_partition(run.partition);
       if (is_rows) {
-        if (partition.columns.size() < header.family) partition.columns.resize(header.family);
-        partition.columns[header.family - 1].attach(segment, run, rows);
-        rows += run.count * header.row_bytes;
+        rows += attach_run(segment, run, rows);
       } else {
-        partition.indexed_blocks += run.count;
+        own_partition(run.partition).indexed_blocks += cuts_.kept_rows(*segment, nullptr, run);
       }
     }
     if (!is_rows) postings.push_back(segment);
   }
-  state_.lexical.replace_segments(std::move(postings), true);
+  state_.lexical.replace_segments(std::move(postings), cuts_, true);
   return require_no_gaps();
+}
+
+// Shows what no cut took away of a run; returns the bytes of its rows.
+uint64_t Store::attach_run(const std::shared_ptr<const Segment>& segment, const RunEntry& run,
+                           const std::byte* rows) {
+  const DefineFamily& family = *state_.families[segment->header().family - 1];
+  RunEntry kept = run;
+  kept.count = cuts_.kept_rows(*segment, &family, run);
+  if (kept.count > 0 && (family.flags & kDropped) == 0) {
+    Partition& partition = own_partition(run.partition);
+    if (partition.columns.size() < family.id) partition.columns.resize(family.id);
+    partition.columns[family.id - 1].attach(segment, kept, rows);
+  }
+  return run.count * segment->header().row_bytes;
 }
 
 Status Store::require_no_gaps() const {

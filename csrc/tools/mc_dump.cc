@@ -45,6 +45,19 @@ std::string describe(const IndexBlocks& change) {
 std::string describe(const CloseStore&) {
   return "close";
 }
+std::string describe(const CutPartition& change) {
+  return str_cat("cut ", change.family == 0 ? "all" : str_cat("family ", change.family),
+                 " of partition ", change.partition, " to ", change.token_count, " tokens");
+}
+std::string describe(const ErasePartition& change) {
+  return str_cat("erase partition ", change.partition);
+}
+std::string describe(const DropFamily& change) {
+  return str_cat("drop family ", change.family);
+}
+std::string describe(const HidePartition& change) {
+  return str_cat(change.hidden ? "hide" : "show", " partition ", change.partition);
+}
 
 Status dump_manifest(Bytes bytes) {
   MC_ASSIGN_OR_RETURN(const Manifest manifest, decode_manifest(bytes));
@@ -55,14 +68,19 @@ Status dump_manifest(Bytes bytes) {
     std::cout << "  identity " << key << " = " << value << '\n';
   }
   for (const DefineFamily& family : manifest.families) {
-    std::cout << "  " << describe(family) << '\n';
+    std::cout << "  " << describe(family) << (family.flags & kDropped ? ", dropped" : "") << '\n';
   }
   for (const AddPartition& partition : manifest.partitions) {
-    std::cout << "  " << describe(partition) << '\n';
+    std::cout << "  " << describe(partition) << (partition.flags & kErased ? ", erased" : "")
+              << (partition.flags & kHidden ? ", hidden" : "") << '\n';
   }
   for (const SegmentEntry& segment : manifest.segments) {
     std::cout << "  segment " << segment_file_name(segment.id) << ", " << segment.file_bytes
               << " bytes\n";
+  }
+  for (const Cut& cut : manifest.cuts) {
+    std::cout << "  in segments below " << cut.segment_id << ": "
+              << describe(CutPartition{cut.partition, cut.family, cut.token_count}) << '\n';
   }
   return Status::ok();
 }

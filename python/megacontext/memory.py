@@ -168,13 +168,56 @@ class Memory:
         that has grown at its end goes on from there.
 
         Raises: NotFound for a path that does not exist, InvalidArgument for a source whose earlier
-        text has changed, IoError when the disk is full (what was acknowledged stays).
+        text has changed (see `replace`), IoError when the disk is full (what was acknowledged
+        stays).
         """
-        if self._ingestor is None:
-            raise InvalidArgument(f"[ingest] store must be open for writing, {self._store.path} "
-                                  "is open read-only")  # fmt: skip
+        ingestor = self._writer("ingest")
         given = list(_sources(what, source))
-        return [self._ingestor.ingest(each, metadata, progress) for each in given]
+        return [ingestor.ingest(each, metadata, progress) for each in given]
+
+    def replace(
+        self, source: str, text: str | Path, metadata: dict[str, Any] | None = None
+    ) -> IngestReport:
+        """Edit a source: it becomes `text` (a `Path` is read), as if that had been ingested.
+
+        Only what follows the block of the first change is stored and indexed anew; gists before it
+        are kept. One change: after a crash the source is the old one or the new one, whole.
+
+        Raises: NotFound for an unknown source, InvalidArgument for a read-only memory.
+        """
+        ingestor = self._writer("replace")
+        given = file_source(text, source) if isinstance(text, Path) else text_source(source, text)
+        report = ingestor.replace(given, metadata)
+        self._parts.history.forget(report.partition)
+        return report
+
+    def forget(self, source: str, *, purge: bool = True) -> None:
+        """Erase a source: text, rows, terms, name and metadata. It is gone for every later reader
+        when this returns. With `purge` so are its bytes from every file of the memory (cost: one
+        rewrite of the files that held any); without, they go with the next `purge`.
+
+        Raises: NotFound for an unknown source, InvalidArgument for a read-only memory.
+        """
+        self._writer("forget")
+        known = self._store.find_partition(source)
+        if known is None:
+            raise NotFound(f"[forget] source must be known, got {source!r}")
+        self._store.erase_partition(known.id)
+        self._store.commit()
+        self._parts.history.refresh()
+        if purge:
+            self._store.purge()
+
+    def purge(self) -> None:
+        """Give back the bytes of everything that was erased, replaced or dropped."""
+        self._writer("purge")
+        self._store.purge()
+
+    def _writer(self, verb: str) -> Ingestor:
+        if self._ingestor is None:
+            raise InvalidArgument(f"[{verb}] store must be open for writing, {self._store.path} "
+                                  "is open read-only")  # fmt: skip
+        return self._ingestor
 
     def ask(self, question: str, generation: GenerationConfig | None = None) -> Answer:
         """An answer from everything ingested; it is computed while it is read.

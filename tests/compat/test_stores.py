@@ -1,7 +1,7 @@
 """Stores that released versions wrote open for ever.
 
-`stores/v1` was written by `write_store` below with the first version of the format. It is never
-written again: a new format adds a folder.
+`stores/v1` was written by `write_store` below with the first version of the format, `stores/v2` by
+it and `take_away` with the second. They are never written again: a new format adds a folder.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import megacontext_ext as mx
 
 STORES = Path(__file__).parent / "stores"
 DTYPES = {"f32": "f4", "bf16": "u2", "f16": "f2", "i8": "i1", "u8": "u1"}
+OPTIONS = mx.StoreOptions(wal_first_file_bytes=16384, wal_most_file_bytes=16384)
 TEXTS = [f"block number {i}" for i in range(32)]
 TAIL_TEXTS = ["only here: quokka", "and more"]
 
@@ -26,8 +27,7 @@ def rows_of(dtype: str) -> np.ndarray:
 
 def write_store(path: Path) -> None:
     """Sealed segments of every row type and postings, then a WAL with every kind of change."""
-    options = mx.StoreOptions(wal_first_file_bytes=16384, wal_most_file_bytes=16384)
-    with mx.Store.create(path, {"model": "golden", "tokenizer": "none"}, options) as store:
+    with mx.Store.create(path, {"model": "golden", "tokenizer": "none"}, OPTIONS) as store:
         first = store.add_partition("first.txt", '{"kind": "golden"}')
         store.append_tokens(first, np.arange(1000) * 3, np.arange(1000) * 4)
         for dtype in DTYPES:
@@ -43,9 +43,37 @@ def write_store(path: Path) -> None:
         store.index_text(second, 0, TAIL_TEXTS)
 
 
+def take_away(path: Path) -> None:
+    """What version 2 brought: cuts in the manifest and in the WAL, flags, sources that come and go
+    without changing what `compare` looks at."""
+    with mx.Store.open(path, options=OPTIONS) as store:
+        third = store.add_partition("third.txt")
+        store.append_tokens(third, np.arange(200))
+        store.index_text(third, 0, ["quokka"] * 6)
+        fourth = store.add_partition("fourth.txt")
+        store.define_rows("gone", 1, "u32", 1)
+        store.checkpoint()
+        store.replace_tail(third, 40, [7, 8, 9], [1, 2, 3], '{"edited": true}')
+        store.drop_rows("gone")
+        store.checkpoint()
+        store.replace_tail(third, 35, [1])
+        store.clear_rows("late", 0)
+        store.set_hidden(third, True)
+        store.erase_partition(fourth)
+
+
+def compare_taken(store: mx.Store) -> None:
+    third = store.partition(2)
+    assert (third.source, third.token_count, third.hidden) == ("third.txt", 36, True)
+    assert third.metadata_json == '{"edited": true}'
+    assert store.read_tokens(2, 0, 36).tolist() == [*range(35), 1]
+    assert store.indexed_blocks(2) == 1
+    assert store.find_partition("fourth.txt") is None
+
+
 def compare(store: mx.Store) -> None:
     assert store.identity == {"model": "golden", "tokenizer": "none"}
-    first, second = store.partitions()
+    first, second, *_ = store.partitions()
     assert (first.source, first.metadata_json, first.token_count) == (
         "first.txt",
         '{"kind": "golden"}',
@@ -74,6 +102,8 @@ def compare(store: mx.Store) -> None:
 def test_a_store_of_every_released_format_opens_reads_and_grows(version, tmp_path):
     with mx.Store.open(STORES / version, read_only=True) as store:
         compare(store)
+        if version != "v1":
+            compare_taken(store)
     copy = tmp_path / version
     shutil.copytree(STORES / version, copy)
     with mx.Store.open(copy) as store:
@@ -86,5 +116,7 @@ def test_a_store_of_every_released_format_opens_reads_and_grows(version, tmp_pat
 
 def test_the_writer_of_the_golden_store_still_means_the_same(tmp_path):
     write_store(tmp_path / "fresh")
+    take_away(tmp_path / "fresh")
     with mx.Store.open(tmp_path / "fresh") as store:
         compare(store)
+        compare_taken(store)

@@ -41,7 +41,9 @@ class StoreMachine(RuleBasedStateMachine):
         self.high: list[int] = []
         self.needles: set[tuple[int, int]] = set()
         self.indexed: list[int] = []
-        self.snapshots: list[tuple[mx.Snapshot, list[list[int]], list[np.ndarray], set]] = []
+        self.erased: set[int] = set()
+        self.hidden: set[int] = set()
+        self.snapshots: list[tuple[mx.Snapshot, list[list[int] | None], list[np.ndarray], set]] = []
 
     def teardown(self) -> None:
         self.store.close()
@@ -53,7 +55,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def add_partition(self) -> None:
-        if len(self.tokens) >= 4:
+        if len(self.tokens) >= 6:
             return
         partition = self.store.add_partition(f"source {len(self.tokens)}")
         assert partition == len(self.tokens)
@@ -69,7 +71,7 @@ class StoreMachine(RuleBasedStateMachine):
         with_starts=st.booleans(),
     )
     def append_tokens(self, which: int, count: int, with_starts: bool) -> None:
-        p = which % len(self.tokens)
+        p = self.pick(which)
         first = len(self.tokens[p])
         new = list(range(first * 3, first * 3 + count))
         starts = [7 * token for token in new] if with_starts else None
@@ -89,7 +91,7 @@ class StoreMachine(RuleBasedStateMachine):
         overwrite=st.booleans(),
     )
     def put_rows(self, which: int, part: float, value: int, overwrite: bool) -> None:
-        p = which % len(self.tokens)
+        p = self.pick(which)
         have, limit = len(self.gists[p]), blocks(len(self.tokens[p]))
         first = int(part * have) if overwrite else have
         count = (have - first) if overwrite else int(part * (limit - have))
@@ -105,7 +107,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 3), needle=st.booleans())
     def index_text(self, which: int, needle: bool) -> None:
-        p = which % len(self.tokens)
+        p = self.pick(which)
         first, limit = self.indexed[p], len(self.tokens[p]) // K
         texts = [
             f"needle {b}" if needle and b % 3 == 0 else f"hay {b}" for b in range(first, limit)
@@ -113,6 +115,63 @@ class StoreMachine(RuleBasedStateMachine):
         self.store.index_text(p, first, texts)
         self.needles |= {(p, first + i) for i, text in enumerate(texts) if "needle" in text}
         self.indexed[p] = limit
+
+    def pick(self, which: int) -> int:
+        alive = [p for p in range(len(self.tokens)) if p not in self.erased]
+        return alive[which % len(alive)]
+
+    def forget_from(self, p: int, kept: int) -> None:
+        self.tokens[p] = self.tokens[p][:kept]
+        self.starts[p] = self.starts[p][: blocks(kept)]
+        self.gists[p] = self.gists[p][: kept // K]
+        self.high[p] = min(self.high[p], kept // K**2)
+        self.indexed[p] = min(self.indexed[p], kept // K)
+        self.needles = {(q, b) for q, b in self.needles if q != p or b < kept // K}
+
+    @rule(which=st.integers(0, 3), part=st.floats(0, 1), count=st.sampled_from([0, 1, 31, 500]))
+    def edit(self, which: int, part: float, count: int) -> None:
+        p = self.pick(which)
+        kept = int(part * len(self.tokens[p]))
+        if kept < len(self.tokens[p]):
+            self.forget_from(p, kept)
+        new = [50_000 + kept + i for i in range(count)]
+        got = self.store.replace_tail(p, kept, new, [7 * token for token in new], '{"edited": 1}')
+        assert got == (kept // K, (kept + count) // K)
+        self.starts[p] += [7 * t for i, t in enumerate(new) if (kept + i) % K == 0]
+        self.tokens[p] += new
+
+    @rule(which=st.integers(1, 3))
+    def erase(self, which: int) -> None:
+        p = self.pick(which)
+        if p == 0:
+            return
+        self.store.erase_partition(p)
+        self.forget_from(p, 0)
+        self.erased.add(p)
+        self.hidden.discard(p)
+        assert self.store.find_partition(f"source {p}") is None
+
+    @rule(which=st.integers(0, 3), hidden=st.booleans())
+    def archive_or_restore(self, which: int, hidden: bool) -> None:
+        p = self.pick(which)
+        self.store.set_hidden(p, hidden)
+        (self.hidden.add if hidden else self.hidden.discard)(p)
+
+    @rule()
+    def drop_family(self) -> None:
+        self.store.drop_rows("gist")
+        self.store.define_rows("gist", 1, "f32", WIDTH)
+        self.gists = [rows[:0] for rows in self.gists]
+
+    @rule(which=st.integers(0, 3))
+    def clear(self, which: int) -> None:
+        p = self.pick(which)
+        self.store.clear_rows("gist", p)
+        self.gists[p] = self.gists[p][:0]
+
+    @rule()
+    def purge(self) -> None:
+        self.store.purge()
 
     @rule()
     def commit(self) -> None:
@@ -132,15 +191,21 @@ class StoreMachine(RuleBasedStateMachine):
         self.snapshots.append(
             (
                 self.store.snapshot(),
-                [list(t) for t in self.tokens],
+                [None if p in self.erased else list(t) for p, t in enumerate(self.tokens)],
                 [g.copy() for g in self.gists],
-                set(self.needles),
+                self.found(),
             )
         )
 
+    def found(self) -> set[tuple[int, int]]:
+        return {(p, block) for p, block in self.needles if p not in self.hidden}
+
     def compare(self, reader, tokens, gists, needles) -> None:
-        assert [p.token_count for p in reader.partitions()] == [len(t) for t in tokens]
+        shown = {p.id: p.token_count for p in reader.partitions()}
+        assert shown == {p: len(t) for p, t in enumerate(tokens) if t is not None}
         for p, expected in enumerate(tokens):
+            if expected is None:
+                continue
             assert reader.read_tokens(p, 0, len(expected)).tolist() == expected
             np.testing.assert_array_equal(reader.read_rows("gist", p, 0, len(gists[p])), gists[p])
         found = reader.search("needle", 10_000)
@@ -149,8 +214,11 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def reads_equal_the_model(self) -> None:
-        self.compare(self.store, self.tokens, self.gists, self.needles)
+        tokens = [None if p in self.erased else t for p, t in enumerate(self.tokens)]
+        self.compare(self.store, tokens, self.gists, self.found())
         for p, starts in enumerate(self.starts):
+            if p in self.erased:
+                continue
             assert self.store.block_char_starts(p, 0, len(starts)).tolist() == starts
             assert self.store.row_count("high", p) == self.high[p]
             assert self.store.indexed_blocks(p) == self.indexed[p]

@@ -37,6 +37,8 @@ class StoreHistory:
         # Word -> partitions whose unfinished last block holds it.
         self._tail_words: dict[str, set[int]] = defaultdict(set)
         self._tails: dict[int, set[str]] = {}
+        # Grows when something that was shown is there no more: what follows it begins anew.
+        self.edition = 0
         self.refresh()
 
     @property
@@ -45,12 +47,25 @@ class StoreHistory:
         return self._token_counts
 
     def refresh(self) -> None:
-        """Read what was appended since the last call."""
-        for partition in self._store.partitions():
-            count = partition.token_count
-            if count and count != self._token_counts.get(partition.id):
-                self._token_counts[partition.id] = count
-                self._refresh_tail(partition.id, count)
+        """Read what was appended, hidden or erased since the last call. An edit needs `forget`."""
+        shown = {p.id: p.token_count for p in self._store.partitions() if not p.hidden}
+        for partition in [p for p in self._token_counts if not shown.get(p)]:
+            self.forget(partition)
+        known = len(self._token_counts)
+        for partition, count in shown.items():
+            if count and count != self._token_counts.get(partition):
+                self._token_counts[partition] = count
+                self._refresh_tail(partition, count)
+        if len(self._token_counts) != known:
+            self._token_counts = dict(sorted(self._token_counts.items()))
+
+    def forget(self, partition: int) -> None:
+        """Read a partition anew at the next refresh: its text was replaced."""
+        self.edition += 1
+        self._token_counts.pop(partition, None)
+        self._sketches.pop(partition, None)
+        for word in self._tails.pop(partition, ()):
+            self._tail_words[word].discard(partition)
 
     def block_counts(self) -> dict[int, int]:
         """Partition -> blocks, the unfinished last one included."""

@@ -21,16 +21,18 @@ from numpy.typing import NDArray
 
 from megacontext.config import K
 from megacontext.lens import Sketcher
-from megacontext.models import TextTokenizer
+from megacontext.models import TextTokenizer, TokenArray
 from megacontext.runtime.block_text import block_texts, look_back
 from megacontext.runtime.history import SKETCH_ROWS
 from megacontext.runtime.pieces import TextPiece, cut_pieces
 from megacontext.runtime.sources import Source
 from megacontext_ext import Store
-from megacontext_ext.errors import InvalidArgument
+from megacontext_ext.errors import InvalidArgument, NotFound
 
 # Pieces tokenised and appended at once: half a megabyte of text, some 100,000 tokens.
 PIECES_PER_BATCH = 64
+# Stored tokens read at once to find the first that a replaced text changes.
+_COMPARED_TOKENS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,8 @@ class IngestReport:
     # Tokens that an earlier, interrupted or shorter, ingestion had left.
     resumed_at_tokens: int
     seconds: float
+    # Tokens that a replaced text left as they were: all up to the block of its first change.
+    kept_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +138,70 @@ class Ingestor:
             resumed_at_tokens=start_tokens,
             seconds=time.perf_counter() - began,
         )
+
+    def replace(self, source: Source, metadata: dict[str, Any] | None = None) -> IngestReport:
+        """Bring a known source to the text of `source`; the store then holds what a first ingestion
+        of that text would have given, in every row and every search.
+
+        Kept is everything up to the block of the first token that differs, gists included. The
+        change of tokens and metadata is one: after a crash it is the old text or the new one.
+        Cost: tokenising the whole text; storing, sketching and indexing the part from the change.
+
+        Raises: NotFound for a source that is not there.
+        """
+        began = time.perf_counter()
+        known = self._store.find_partition(source.name)
+        if known is None:
+            raise NotFound(f"[replace] source must be ingested already, got {source.name!r}")
+        text = "".join(source.portions)
+        tokens, starts = self._encode(text)
+        kept = self._first_change(known.id, tokens) // K * K
+        state = SourceState.from_json(known.metadata_json)
+        state = replace(
+            state,
+            characters=len(text),
+            tokens=len(tokens),
+            digest=hashlib.sha256(_utf8(text)).hexdigest() if text else "",
+            complete=True,
+            invalid_bytes=source.invalid_bytes,
+            user=state.user if metadata is None else metadata,
+        )
+        self._store.replace_tail(known.id, kept, tokens[kept:], starts[kept:], state.to_json())
+        self.index(known.id)
+        self._store.commit()
+        return IngestReport(
+            source=source.name,
+            partition=known.id,
+            added_tokens=len(tokens) - kept,
+            total_tokens=len(tokens),
+            characters=len(text),
+            invalid_bytes=source.invalid_bytes,
+            resumed_at_tokens=known.token_count,
+            seconds=time.perf_counter() - began,
+            kept_tokens=kept,
+        )
+
+    def _encode(self, text: str) -> tuple[TokenArray, NDArray[np.uint64]]:
+        """Tokens of a whole text, and the character at which each begins."""
+        tokens = [np.zeros(0, np.uint32)]
+        starts = [np.zeros(0, np.uint64)]
+        for batch in _batches(cut_pieces([text]), PIECES_PER_BATCH):
+            for piece, encoded in zip(
+                batch, self._tokenizer.encode_pieces([piece.text for piece in batch]), strict=True
+            ):
+                tokens.append(encoded.tokens)
+                starts.append(encoded.char_starts + np.uint64(piece.start))
+        return np.concatenate(tokens), np.concatenate(starts)
+
+    def _first_change(self, partition: int, tokens: TokenArray) -> int:
+        """The first position at which the stored tokens differ from `tokens`, or end."""
+        both = min(len(tokens), self._store.token_count(partition))
+        for start in range(0, both, _COMPARED_TOKENS):
+            end = min(start + _COMPARED_TOKENS, both)
+            different = self._store.read_tokens(partition, start, end) != tokens[start:end]
+            if different.any():
+                return start + int(different.argmax())
+        return both
 
     def index(self, partition: int) -> None:
         """Sketch and index every full block that is not yet; also what a crash left undone."""

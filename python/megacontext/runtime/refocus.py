@@ -31,6 +31,7 @@ class Focus:
         self._for_answer = Allocator(AllocatorConfig())
         self._context: WorkingContext | None = None
         self._scores: Scores | None = None
+        self._edition = parts.history.edition
 
     @property
     def passages(self) -> Sequence[Passage]:
@@ -45,8 +46,7 @@ class Focus:
         budget = entry_places // K * K
         fits = self._context is not None and budget >= self._context.budget_places >= budget - 4 * K
         if not fits:
-            places = self._parts.gists.places(self._parts.store)
-            self._context = WorkingContext(budget, places, 0)
+            self._begin(budget)
         self._extend()
 
     def refocus(self, question: Question) -> Scores:
@@ -79,9 +79,17 @@ class Focus:
         blocks = self._scores.by_partition[partition][start // K : -(-end // K)]
         return float(blocks.max()) if len(blocks) else 0.0
 
+    def _begin(self, budget: int) -> None:
+        self._context = WorkingContext(budget, self._parts.gists.places(self._parts.store), 0)
+        self._edition = self._parts.history.edition
+
     def _extend(self) -> None:
         assert self._context is not None
         self._parts.history.refresh()
+        if self._edition != self._parts.history.edition:
+            # Something in focus may be gone; timelines of a working context only grow.
+            self._begin(self._context.budget_places)
+            self._field, self._scores = ScoreField(), None
         tail = self._parts.config.protected_tail_tokens
         for partition, count in self._parts.history.token_counts.items():
             protected = tail if partition == self._conversation else 0
@@ -102,5 +110,6 @@ class Focus:
 def _merged(added: NDArray[np.float32], asked: NDArray[np.float32] | None) -> NDArray[np.float32]:
     weighted = np.where(added > 0.0, added * _CONTINUATION_WEIGHT, added).astype(np.float32)
     if asked is not None:
-        weighted[: len(asked)] = np.maximum(weighted[: len(asked)], asked)
+        both = min(len(weighted), len(asked))
+        weighted[:both] = np.maximum(weighted[:both], asked[:both])
     return weighted

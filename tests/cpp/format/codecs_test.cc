@@ -47,7 +47,7 @@ TEST(Codecs, wal_headers_round_trip) {
   const auto bytes = copy(bytes_of_struct(seal(header)));
   EXPECT_EQ(decode_wal_file_header(bytes).value().first_sequence, 1234u);
   expect_every_flip_refused(bytes, [](Bytes b) { return decode_wal_file_header(b); });
-  header.version = 2;
+  header.version = kWalVersion + 1;
   EXPECT_EQ(decode_wal_file_header(bytes_of_struct(seal(header))).status().code(),
             StatusCode::kUnsupported);
 }
@@ -76,16 +76,17 @@ TEST(Codecs, records_round_trip) {
   const std::vector<uint32_t> tokens = {1, 2, 3};
   ByteWriter terms;
   terms.u32(1), terms.u64(99), terms.u32(2), terms.u32(0);
-  const RecordParts record({DefineFamily{3, 1, RowType::kBf16, 64, "gist"},
-                            AddPartition{0, 1234, "a.txt", "{}"}, SetMetadata{0, "{1}"},
-                            PutRows{1, 0, 10, 3, std::as_bytes(std::span(tokens))},
-                            IndexBlocks{0, 5, 2, 1, terms.bytes()}, CloseStore{}});
+  const RecordParts record(
+      {DefineFamily{3, 1, RowType::kBf16, 64, "gist"}, AddPartition{0, 1234, "a.txt", "{}"},
+       SetMetadata{0, "{1}"}, PutRows{1, 0, 10, 3, std::as_bytes(std::span(tokens))},
+       IndexBlocks{0, 5, 2, 1, terms.bytes()}, CloseStore{}, CutPartition{4, 2, 77},
+       ErasePartition{5}, DropFamily{3}, HidePartition{6, true}});
   std::vector<std::byte> bytes;
   for (Bytes part : record.parts()) bytes.insert(bytes.end(), part.begin(), part.end());
   ASSERT_EQ(bytes.size(), record.byte_count());
   const auto changes = decode_record(bytes);
   ASSERT_TRUE(changes.is_ok()) << changes.status().to_string();
-  ASSERT_EQ(changes.value().size(), 6u);
+  ASSERT_EQ(changes.value().size(), 10u);
   EXPECT_EQ(std::get<DefineFamily>(changes.value()[0]).name, "gist");
   EXPECT_EQ(std::get<AddPartition>(changes.value()[1]).created_ms, 1234u);
   EXPECT_EQ(std::get<SetMetadata>(changes.value()[2]).metadata_json, "{1}");
@@ -93,6 +94,13 @@ TEST(Codecs, records_round_trip) {
   EXPECT_EQ(put.first, 10u);
   EXPECT_EQ(text_of(put.rows), text_of(std::as_bytes(std::span(tokens))));
   EXPECT_EQ(text_of(std::get<IndexBlocks>(changes.value()[4]).terms), text_of(terms.bytes()));
+  const auto& cut = std::get<CutPartition>(changes.value()[6]);
+  EXPECT_EQ(cut.partition, 4u);
+  EXPECT_EQ(cut.family, 2u);
+  EXPECT_EQ(cut.token_count, 77u);
+  EXPECT_EQ(std::get<ErasePartition>(changes.value()[7]).partition, 5u);
+  EXPECT_EQ(std::get<DropFamily>(changes.value()[8]).family, 3u);
+  EXPECT_TRUE(std::get<HidePartition>(changes.value()[9]).hidden);
   bytes[0] = std::byte{77};
   EXPECT_EQ(decode_record(bytes).status().code(), StatusCode::kCorruption);
 }
@@ -154,8 +162,9 @@ TEST(Codecs, manifests_round_trip) {
   manifest.wal_sequence = 400;
   manifest.identity = {{"model", "m"}, {"tokenizer", "t"}};
   manifest.families = {{1, 0, RowType::kU32, 1, "tokens"}};
-  manifest.partitions = {{0, 55, "a", "{}"}, {1, 66, "b", "{1}"}};
+  manifest.partitions = {{0, 55, "a", "{}"}, {1, 66, "b", "{1}", kHidden}};
   manifest.segments = {{9, 1000, 77}};
+  manifest.cuts = {{9, 1, 0, 640}};
   const auto bytes = encode_manifest(manifest);
   const auto back = decode_manifest(bytes);
   ASSERT_TRUE(back.is_ok()) << back.status().to_string();
@@ -163,6 +172,8 @@ TEST(Codecs, manifests_round_trip) {
   EXPECT_EQ(back.value().wal_sequence, 400u);
   EXPECT_EQ(back.value().partitions[1].source, "b");
   EXPECT_EQ(back.value().partitions[1].id, 1u);
+  EXPECT_EQ(back.value().partitions[1].flags, kHidden);
+  EXPECT_EQ(back.value().cuts, manifest.cuts);
   EXPECT_EQ(back.value().segments[0].header_crc, 77u);
   expect_every_flip_refused(bytes, [](Bytes b) { return decode_manifest(b); });
 }

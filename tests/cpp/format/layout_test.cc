@@ -20,8 +20,7 @@ using Fields = std::map<std::string, Field>;
 
 // Rows "| offset | size | field | ..." below each heading "## Name (n bytes)".
 std::map<std::string, Fields> tables_of_readme() {
-  std::ifstream file(std::string(__FILE__).substr(0, std::string(__FILE__).rfind("tests/")) +
-                     "csrc/format/README.md");
+  std::ifstream file(MC_SOURCE_DIR "/csrc/format/README.md");
   EXPECT_TRUE(file.good());
   std::map<std::string, Fields> tables;
   std::string line, table;
@@ -73,6 +72,8 @@ TEST(Layout, tables_equal_the_structs) {
   EXPECT_EQ(tables.at("RunEntry"),
             (Fields{MC_FIELD(RunEntry, partition), MC_FIELD(RunEntry, reserved),
                     MC_FIELD(RunEntry, first), MC_FIELD(RunEntry, count)}));
+  EXPECT_EQ(tables.at("Cut"), (Fields{MC_FIELD(Cut, segment_id), MC_FIELD(Cut, partition),
+                                      MC_FIELD(Cut, family), MC_FIELD(Cut, token_count)}));
   EXPECT_EQ(tables.at("ManifestHeader"),
             (Fields{MC_FIELD(ManifestHeader, magic), MC_FIELD(ManifestHeader, version),
                     MC_FIELD(ManifestHeader, body_crc), MC_FIELD(ManifestHeader, body_bytes),

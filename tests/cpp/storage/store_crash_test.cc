@@ -15,7 +15,8 @@ struct Progress {
   size_t issued = 0;        // operations that were begun
 };
 
-constexpr size_t kOps = 220;
+constexpr size_t kOps = 240;
+constexpr uint32_t kSeed = 63;
 constexpr size_t kReopenAt = 150;  // a second writer goes on after this many operations
 
 Progress run(FaultEnv* env, const std::vector<Op>& ops) {
@@ -32,7 +33,8 @@ Progress run(FaultEnv* env, const std::vector<Op>& ops) {
     }
     progress.issued = i + 1;
     if (!apply(*store.value(), ops[i]).is_ok()) return progress;
-    const bool durable = ops[i].kind == OpKind::kCommit || ops[i].kind == OpKind::kCheckpoint;
+    const bool durable = ops[i].kind == OpKind::kCommit || ops[i].kind == OpKind::kCheckpoint ||
+                         ops[i].kind == OpKind::kPurge;
     if (durable) progress.acknowledged = i + 1;
   }
   return progress;
@@ -80,11 +82,17 @@ void verify(FaultEnv* image, const Progress& progress, const std::vector<Model>&
   ASSERT_TRUE(store.is_ok()) << store.status().to_string();
   ASSERT_EQ(store.value()->token_count(0).value(), before + more.size());
   ASSERT_TRUE(store.value()->check().is_ok());
+  const Reading whole = read_all(*store.value()).value();
+  ASSERT_TRUE(store.value()->purge().is_ok());
+  ASSERT_TRUE(store.value()->check().is_ok());
+  const Reading purged = read_all(*store.value()).value();
+  ASSERT_EQ(purged.model, whole.model);
+  ASSERT_EQ(purged.needles, whole.needles);
 }
 
 void crash_everywhere(uint64_t points, uint64_t step, uint64_t torn_images,
                       const std::function<void(FaultEnv&, uint64_t)>& stop) {
-  const std::vector<Op> ops = random_ops(11, kOps);
+  const std::vector<Op> ops = random_ops(kSeed, kOps);
   const std::vector<Model> prefixes = prefixes_of(ops);
   for (uint64_t point = 0; point <= points; point += step) {
     FaultEnv env;
@@ -103,7 +111,7 @@ void crash_everywhere(uint64_t points, uint64_t step, uint64_t torn_images,
 
 TEST(StoreCrash, the_workload_crosses_every_border) {
   FaultEnv env;
-  const std::vector<Op> ops = random_ops(11, kOps);
+  const std::vector<Op> ops = random_ops(kSeed, kOps);
   const Progress progress = run(&env, ops);
   EXPECT_EQ(progress.issued, kOps);
   auto store = open_small(&env);
@@ -112,13 +120,16 @@ TEST(StoreCrash, the_workload_crosses_every_border) {
   ASSERT_TRUE(reading.is_ok()) << reading.status().to_string();
   EXPECT_TRUE(same(reading.value(), prefixes_of(ops).back()));
   EXPECT_GT(reading.value().needles.size(), 3u);
+  std::set<OpKind> kinds;
+  for (const Op& op : ops) kinds.insert(op.kind);
+  EXPECT_EQ(kinds.size(), static_cast<size_t>(OpKind::kPurge) + 1);
   EXPECT_GT(store.value()->stats().generation, 8u);  // checkpoints and merges happened
   EXPECT_GT(store.value()->stats().segment_count, 5u);
 }
 
 TEST(StoreCrash, at_every_sync_no_acknowledged_change_is_lost) {
   FaultEnv whole;
-  run(&whole, random_ops(11, kOps));
+  run(&whole, random_ops(kSeed, kOps));
   const uint64_t syncs = whole.sync_count();
   ASSERT_GT(syncs, 60u);
   crash_everywhere(syncs, 1, 6, [](FaultEnv& env, uint64_t point) { env.stop_after_sync(point); });
@@ -126,7 +137,7 @@ TEST(StoreCrash, at_every_sync_no_acknowledged_change_is_lost) {
 
 TEST(StoreCrash, at_every_write_no_acknowledged_change_is_lost) {
   FaultEnv whole;
-  run(&whole, random_ops(11, kOps));
+  run(&whole, random_ops(kSeed, kOps));
   const uint64_t operations = whole.operation_count();
   ASSERT_GT(operations, 200u);
   crash_everywhere(operations, 1, 2, [](FaultEnv& env, uint64_t point) { env.stop_after(point); });
@@ -153,7 +164,7 @@ TEST(StoreCrash, what_a_killed_writer_left_unsynced_stays_once_it_was_shown) {
 }
 
 TEST(StoreCrash, a_failed_operation_makes_the_store_failed_until_it_is_opened_again) {
-  const std::vector<Op> ops = random_ops(11, kOps);
+  const std::vector<Op> ops = random_ops(kSeed, kOps);
   const std::vector<Model> prefixes = prefixes_of(ops);
   FaultEnv whole;
   run(&whole, ops);
@@ -186,7 +197,7 @@ TEST(StoreCrash, after_a_failed_write_every_later_write_is_refused_and_reads_go_
 }
 
 TEST(StoreCrash, on_a_full_disk_nothing_acknowledged_is_lost) {
-  const std::vector<Op> ops = random_ops(11, kOps);
+  const std::vector<Op> ops = random_ops(kSeed, kOps);
   const std::vector<Model> prefixes = prefixes_of(ops);
   for (uint64_t capacity = 0; capacity < 60'000; capacity += 500) {
     SCOPED_TRACE(::testing::Message() << "capacity " << capacity);
