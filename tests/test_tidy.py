@@ -38,8 +38,9 @@ PYTHON_MAY_IMPORT = {
     "lens": {"config", "models"},
     "paged": {"config", "models", "gists"},
     "view": {"config"},
+    "remote": {"config"},
     "runtime": {"config", "models", "gists", "lens"},
-    "memory": {"config", "models", "gists", "lens", "runtime", "view"},
+    "memory": {"config", "models", "gists", "lens", "remote", "runtime", "view"},
     "train": {"config", "models", "gists", "lens", "eval"},
     "eval": {"config", "models", "gists", "lens", "runtime", "memory"},
 }

@@ -11,6 +11,7 @@ namespace mc::bindings {
 void register_errors(pybind11::module_& module);
 void register_focus(pybind11::module_& module);
 void register_search(pybind11::module_& module);
+void register_sealed(pybind11::module_& module);
 void register_store(pybind11::module_& module);
 
 // Raises the Python class of the Status; see megacontext_ext/errors.py.

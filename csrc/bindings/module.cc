@@ -6,5 +6,6 @@ PYBIND11_MODULE(_engine, module) {
   mc::bindings::register_errors(module);
   mc::bindings::register_focus(module);
   mc::bindings::register_search(module);
+  mc::bindings::register_sealed(module);
   mc::bindings::register_store(module);
 }

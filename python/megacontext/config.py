@@ -122,12 +122,52 @@ class RuntimeConfig:
         _need("marker_share", 0.0 <= self.marker_share <= 0.5, "in [0, 0.5]", self.marker_share)
 
 
+@dataclass(frozen=True, slots=True)
+class RemoteConfig:
+    """Memories in an object store (remote/README.md)."""
+
+    # One request; a part of `part_bytes` must get through in this time.
+    request_timeout_s: float = 30.0
+    connect_timeout_s: float = 5.0
+    # Of one request, with growing pauses; then the error is the caller's.
+    retries: int = 3
+    retry_timeout_s: float = 60.0
+    # A large object travels in parts of this size, each its own request.
+    part_bytes: int = 8 << 20
+    # Transfers at one time. More helps only on long lines.
+    parallel: int = 4
+    # Of the local cache of segments; what is open is never dropped.
+    cache_bytes: int = 20 << 30
+    # Younger unnamed objects may belong to a push that goes on, so gc leaves them.
+    grace_s: float = 24 * 3600.0
+    # Commit records kept for readers that are on their way through an older one.
+    kept_commits: int = 64
+
+    def __post_init__(self) -> None:
+        _need("request_timeout_s", self.request_timeout_s > 0, "above 0", self.request_timeout_s)
+        _need("retries", self.retries >= 0, "0 or more", self.retries)
+        _need("part_bytes", self.part_bytes >= 5 << 20, "at least 5 MiB", self.part_bytes)
+        _need("parallel", self.parallel >= 1, "at least 1", self.parallel)
+        _need("grace_s", self.grace_s >= 0, "0 or more", self.grace_s)
+        _need("kept_commits", self.kept_commits >= 1, "at least 1", self.kept_commits)
+
+
 def cache_folder() -> Path:
     """Folder of converted models: $MEGACONTEXT_CACHE, else ~/.cache/megacontext."""
-    chosen = os.environ.get("MEGACONTEXT_CACHE")
+    return _folder("MEGACONTEXT_CACHE") or Path.home() / ".cache" / "megacontext"
+
+
+def remote_cache_folder() -> Path:
+    """Folder of segments fetched from object stores: $MEGACONTEXT_REMOTE_CACHE, else `remote` in
+    the cache folder."""
+    return _folder("MEGACONTEXT_REMOTE_CACHE") or cache_folder() / "remote"
+
+
+def _folder(variable: str) -> Path | None:
+    chosen = os.environ.get(variable)
     if chosen is not None and not chosen.strip():
-        raise InvalidArgument("[config] MEGACONTEXT_CACHE must be a folder, got an empty text")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "megacontext"
+        raise InvalidArgument(f"[config] {variable} must be a folder, got an empty text")
+    return Path(chosen).expanduser() if chosen else None
 
 
 def _need(name: str, holds: bool, must_be: str, got: object) -> None:

@@ -25,6 +25,7 @@ from rich.console import RenderableType
 from megacontext.config import GenerationConfig, RuntimeConfig
 from megacontext.lens import Lens, QuestionReader, Sketcher, UntrainedLens
 from megacontext.models import FrozenBase, load
+from megacontext.remote import Reader, is_url, open_remote
 from megacontext.runtime import (
     Answer,
     Assembled,
@@ -131,6 +132,7 @@ class Memory:
         )
         self._session = Session(self._parts)
         self._chats: list[Chat] = []
+        self._reader: Reader | None = None  # keeps a memory from elsewhere in the cache
 
     @property
     def base(self) -> FrozenBase:
@@ -247,6 +249,8 @@ class Memory:
         for chat in self._chats:
             chat.end_turn()
         self._store.close()
+        if self._reader is not None:
+            self._reader.close()
 
     def __enter__(self) -> Memory:
         return self
@@ -351,7 +355,8 @@ def open(
     """Open the memory at `path`, or begin one.
 
     Args:
-        path: a directory; it is made when it does not exist.
+        path: a directory, made when it does not exist; or, with `read_only`, the URL of a memory
+            in an object store (remote/README.md), which is fetched into the local cache.
         model: a name for `models.load`, or a loaded base.
         say: told about slow first-time work.
 
@@ -362,11 +367,20 @@ def open(
     chosen = config or RuntimeConfig()
     base = load(model, say=say) if isinstance(model, str) else model
     identity = {"model": base.facts.identity, "tokenizer": base.tokenizer.hash}
+    reader = None
+    if is_url(path):
+        if not read_only:
+            raise InvalidArgument(f"[open] {path} must be opened read_only: to write, promote it "
+                                  "into a directory of this machine")  # fmt: skip
+        reader = Reader(open_remote(str(path)))
+        path = reader.path
     if read_only:
         store = Store.open(str(path), read_only=True, identity=identity)
     else:
         store = Store.open_or_create(str(path), identity)
-    return Memory(store, base, chosen, lens or UntrainedLens(chosen.lens, QuestionReader(base)))
+    memory = Memory(store, base, chosen, lens or UntrainedLens(chosen.lens, QuestionReader(base)))
+    memory._reader = reader
+    return memory
 
 
 def _sources(what: str | Path | Iterable[str], name: str | None) -> Iterator[Source]:
@@ -393,6 +407,9 @@ def _is_path(text: str) -> bool:
     text."""
     if not text or len(text) > 1024 or "\n" in text or "\0" in text:
         return False
-    if Path(text).exists():
-        return True
+    try:
+        if Path(text).exists():
+            return True
+    except OSError:  # longer than a name may be
+        return False
     return bool(_LOOKS_LIKE_A_PATH.match(text) and _HAS_PATH_FORM.search(text))

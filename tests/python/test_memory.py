@@ -192,6 +192,10 @@ class TestInput:
                 memory.ingest(slip)
         assert memory.sources() == []
 
+    def test_one_long_line_is_text_not_a_name(self, memory):
+        (report,) = memory.ingest("the sea was calm and " * 40)
+        assert report.total_tokens > 100
+
     def test_an_iterator_needs_a_name(self, memory):
         with pytest.raises(InvalidArgument, match="source must be given for an iterator"):
             memory.ingest(iter(["a"]))

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from megacontext.cli.output import console, guarded, ingest_progress, notes, say, show_json
+from megacontext.cli.remote import remote_app
 
 app = typer.Typer(
     name="megacontext",
@@ -18,7 +19,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.add_typer(remote_app, name="remote")
+
 StorePath = Annotated[Path, typer.Argument(help="Directory of the memory.", metavar="MEMORY")]
+StorePathOrUrl = Annotated[
+    str, typer.Argument(help="Directory or URL of the memory.", metavar="MEMORY")
+]
 Model = Annotated[str, typer.Option(help="smollm2, a model folder, or a hub id.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Budget = Annotated[int, typer.Option(help="Places of one prompt.", min=128)]
@@ -63,7 +69,7 @@ def ingest(
 
 @app.command()
 def ask(
-    memory: StorePath,
+    memory: StorePathOrUrl,
     question: Annotated[str, typer.Argument(help="What you want to know.")],
     model: Model = "smollm2",
     budget: Budget = 2048,

@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from megacontext.remote.errors import Fenced
 from megacontext.runtime import IngestProgress
 from megacontext_ext.errors import (
     Corruption,
@@ -34,6 +35,7 @@ EXIT_CODES: dict[type[MegaContextError], int] = {
     OverBudget: 2,
     NotFound: 3,
     StoreLocked: 4,
+    Fenced: 4,
     Corruption: 5,
     StoreFailed: 5,
     IoError: 6,
