@@ -36,7 +36,7 @@ PYTHON_MAY_IMPORT = {
     "models": {"config"},
     "gists": {"config", "models"},
     "lens": {"config", "models"},
-    "paged": {"config", "models", "gists"},
+    "paged": {"config", "models", "gists", "lens", "runtime"},
     "view": {"config"},
     "remote": {"config"},
     "runtime": {"config", "models", "gists", "lens"},

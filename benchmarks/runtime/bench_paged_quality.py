@@ -27,7 +27,7 @@ from megacontext.eval.statistics import bootstrap_interval, paired_comparison
 from megacontext.models import load
 from megacontext.models.kv_cache import CACHE_ARGUMENT
 from megacontext.paged import PagedConfig, attach
-from megacontext.paged.attach import PagedMemory
+from megacontext.paged.memory import PagedMemory
 from megacontext.paged.stream import FocusLimits
 
 TESTS = ["tests/python/paged/test_gists.py"]

@@ -36,7 +36,7 @@ class TransformersBase:
         if model.config._attn_implementation == "sdpa":
             model.set_attn_implementation(attention.ATTENTION_NAME)
         self._tokenizer = tokenizer
-        self._facts = _facts(model, name)
+        self._facts = facts_of(model, name)
 
     @property
     def facts(self) -> BaseFacts:
@@ -128,7 +128,8 @@ def _end_tokens(model: PreTrainedModel) -> list[int]:
     return [] if ends is None else ([ends] if isinstance(ends, int) else list(ends))
 
 
-def _facts(model: PreTrainedModel, name: str) -> BaseFacts:
+def facts_of(model: PreTrainedModel, name: str) -> BaseFacts:
+    """The facts of a loaded model. Cost: reads 64 values of each weight for the fingerprint."""
     config: Any = model.config.get_text_config()
     heads = config.num_attention_heads
     return BaseFacts(

@@ -8,6 +8,8 @@ See README.md of this folder.
 
 from __future__ import annotations
 
-from megacontext.paged.attach import PagedConfig, PagedMemory, attach
+from megacontext.paged.attach import attach
+from megacontext.paged.config import PagedConfig
+from megacontext.paged.memory import PagedMemory
 
 __all__ = ["PagedConfig", "PagedMemory", "attach"]

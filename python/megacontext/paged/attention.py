@@ -13,7 +13,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from megacontext_ext.errors import InvalidArgument
 
 if TYPE_CHECKING:
-    from megacontext.paged.attach import PagedMemory
+    from megacontext.paged.memory import PagedMemory
 
 IMPLEMENTATION = "megacontext_paged"
 

@@ -7,7 +7,9 @@ block's rows, so reading in other steps gives the same rows.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from transformers import PreTrainedModel
@@ -38,25 +40,44 @@ class GistWriter:
     rows: int
     trained_tokens: int
 
+    @cached_property
+    def name(self) -> str:
+        """Names the adapter by its content: rows of another one are not its rows."""
+        digest = hashlib.sha256()
+        for _, parameter in sorted(self.adapter.named_parameters()):
+            digest.update(parameter.detach().float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:12]
+
+    def batch_blocks(self, pages_max: int) -> int:
+        """Blocks of one pass that, with what they are computed from, fit in `pages_max` pages."""
+        room = pages_max - LOOKBACK_BLOCKS - 3  # the first block, two pages of rows
+        return max(1, min(BATCH_BLOCKS, room)) if pages_max else BATCH_BLOCKS
+
+    def next_blocks(self, stream: Stream, batch_blocks: int) -> range:
+        """Complete blocks that have no rows yet, at most a batch of them."""
+        start = stream.gisted_blocks
+        return range(start, min(stream.token_count // K, start + batch_blocks))
+
+    def reads(self, blocks: range) -> list[int]:
+        """Blocks whose pages the rows of `blocks` are computed from."""
+        low = max(0, blocks.start - LOOKBACK_BLOCKS)
+        return [*([0] if low else []), *range(low, blocks.stop)]
+
+    def pages_for(self, blocks: range) -> range:
+        """Numbers of the gist pages that hold the rows of `blocks`."""
+        size = K // self.rows
+        return range(blocks.start // size, -(-blocks.stop // size))
+
     @torch.inference_mode()
-    def catch_up(self, stream: Stream, pool: PagePool) -> None:
-        """Rows of all complete blocks that have none yet; stops where the pool is full.
+    def write(self, stream: Stream, pool: PagePool, blocks: range) -> torch.Tensor:
+        """Computes the rows of `blocks` and puts them into their pages, all resident.
+
+        Returns:
+            The rows, [N, L, 2, Hkv, R, E].
 
         Cost: a pass of the base over `rows` inputs a block, that is rows / 32 of reading it.
         """
-        stream.gist_rows, size = self.rows, K // self.rows
-        while stream.gisted_blocks < stream.token_count // K:
-            start = stream.gisted_blocks
-            end = min(stream.token_count // K, start + BATCH_BLOCKS)
-            missing = -(-end // size) - len(stream.gist_pages)
-            if pool.pages_max and pool.page_count + missing > pool.pages_max:
-                return
-            stream.gist_pages += pool.allocate(missing)
-            self._write(stream, pool, start, end)
-            stream.gisted_blocks = end
-
-    def _write(self, stream: Stream, pool: PagePool, start: int, end: int) -> None:
-        """Rows of blocks [start, end) of the stream."""
+        start, end = blocks.start, blocks.stop
         low = max(0, start - LOOKBACK_BLOCKS)
         sink = SINK_TOKENS if low else 0
         origin = 0 if end * K <= self.trained_tokens else low * K - sink
@@ -65,20 +86,25 @@ class GistWriter:
         positions = torch.cat((torch.arange(sink), window - origin))
         nodes = [Node(b * K - origin, (b + 1) * K - origin) for b in range(start, end)]
         plan = plan_rows(nodes, self.rows, len(tokens), first=low * K - origin - sink)
-        ids = torch.tensor(stream.tokens[:sink] + stream.tokens[low * K : end * K])
+        ids = torch.tensor([*stream.tokens[:sink], *stream.tokens[low * K : end * K]])
         known = self._known(stream, pool, tokens, positions)
         made = compute_rows(self.base, self.adapter, plan, ids[None].to(self.base.device), known)
         slots = torch.arange(start * self.rows, end * self.rows)
-        rows = torch.tensor(stream.gist_pages)[slots // K] * K + slots % K
+        page = torch.tensor([stream.gist_pages[number] for number in (slots // K).tolist()])
+        rows = (page * K + slots % K).to(made.keys[0].device)
         for layer, (keys, values) in enumerate(zip(made.keys, made.values, strict=True)):
-            pool.write(layer, rows.to(keys.device), keys[0], values[0])
+            pool.write(layer, rows, keys[0], values[0])
+        pairs = [torch.stack((k[0], v[0])) for k, v in zip(made.keys, made.values, strict=True)]
+        flat = torch.stack(pairs).unflatten(-2, (len(blocks), self.rows))
+        return flat.movedim(-3, 0)  # [L, 2, Hkv, N, R, E] -> [N, L, 2, Hkv, R, E]
 
     def _known(
         self, stream: Stream, pool: PagePool, tokens: torch.Tensor, positions: torch.Tensor
     ) -> KeyValues:
         """Keys rotated to `positions`, and values, of the tokens with these numbers, batch of 1."""
         cos, sin = self.base.rotary(positions)
-        page = torch.tensor(stream.pages)[tokens // K].to(self.base.device)
+        page = torch.tensor([stream.pages[b] for b in (tokens // K).tolist()])
+        page = page.to(self.base.device)
         slot = (tokens % K).to(self.base.device)
         # Advanced indices around a slice: the gathered dimension comes first, [T, Hkv, E].
         keys = [rotate(k[page, :, slot].transpose(0, 1)[None], cos, sin) for k in pool.keys]

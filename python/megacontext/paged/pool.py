@@ -5,6 +5,7 @@ Knows tensors and page numbers; nothing of timelines or models.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from megacontext.config import K
@@ -79,6 +80,23 @@ class PagePool:
         page, slot = rows // K, rows % K
         self.keys[layer][page, :, slot] = keys.transpose(0, 1)
         self.values[layer][page, :, slot] = values.transpose(0, 1)
+
+    def read_pages(self, pages: list[int]) -> Tensor:
+        """A copy of whole pages, [N, L, 2, Hkv, 32, E]. Cost: one read and one write of each."""
+        index = torch.tensor(pages, device=self.keys[0].device)
+        layers = [
+            torch.stack((keys[index], values[index]), 1)
+            for keys, values in zip(self.keys, self.values, strict=True)
+        ]
+        return torch.stack(layers, 1)
+
+    def write_pages(self, pages: list[int], content: Tensor) -> None:
+        """Puts whole pages, content [N, L, 2, Hkv, 32, E] of any device and dtype."""
+        index = torch.tensor(pages, device=self.keys[0].device)
+        content = content.to(self.keys[0])
+        for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
+            keys[index] = content[:, layer, 0]
+            values[index] = content[:, layer, 1]
 
     def _reserve(self, pages: int) -> None:
         held = self.keys[0].shape[0]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from megacontext.config import K
 from megacontext.paged.rotary import LayerRotary
-from megacontext.paged.stream import FocusLimits, Stream
+from megacontext.paged.stream import Stream
 from megacontext_ext.entry_table import NO_ROW
 from megacontext_ext.ops.focused_attention import (
     EntryTable,
@@ -69,14 +69,22 @@ class Step:
         return self._ropes[key]
 
 
+class Focus(NamedTuple):
+    """What a stream's step reads: blocks and numbers of gist pages, both ascending."""
+
+    blocks: list[int]
+    gists: list[int]
+
+
 def make_step(
     streams: list[Stream],
     new_tokens: list[int],
-    limits: FocusLimits,
+    focuses: list[Focus],
     trained_tokens: int,
     device: torch.device,
 ) -> Step:
-    """The step in which stream i reads `new_tokens[i]` more tokens. Pages must exist already.
+    """The step in which stream i reads `new_tokens[i]` more tokens and attends to `focuses[i]`,
+    whose pages are resident.
 
     Rotary positions are those of the timeline while it fits in the trained range; beyond it the
     blocks in focus stand one after another in timeline order, so that no position is new to the
@@ -86,8 +94,8 @@ def make_step(
     ranges: list[tuple[int, int]] = []
     slots = torch.arange(K)
     first = 0
-    for stream, count in zip(streams, new_tokens, strict=True):
-        entries = _entries(stream, *(stream.focus(limits, count) if count else ([], [])))
+    for stream, count, focus in zip(streams, new_tokens, focuses, strict=True):
+        entries = _entries(stream, focus)
         timeline = entries.positions
         end = stream.token_count + count
         fits = end <= trained_tokens
@@ -128,25 +136,25 @@ class _Entries(NamedTuple):
     places: Tensor
 
 
-def _entries(stream: Stream, blocks: list[int], gists: list[int]) -> _Entries:
+def _entries(stream: Stream, focus: Focus) -> _Entries:
     """What a stream reads: blocks of tokens, and gist pages without the rows of those blocks.
 
     A gist row is visible from the last token of its share on and stands at its share's centre.
+    Cost: in proportion to the focus, whatever the length of the stream.
     """
     slots = torch.arange(K)
-    numbers = torch.tensor(blocks, dtype=torch.long)
+    numbers = torch.tensor(focus.blocks, dtype=torch.long)
     timeline = numbers[:, None] * K + slots
-    rows = torch.tensor(stream.pages, dtype=torch.long)[numbers][:, None] * K + slots
-    if not gists:
+    rows = _rows_of(stream.pages, focus.blocks)
+    if not focus.gists:
         return _Entries(rows, timeline, timeline)
-    pages, width = torch.tensor(gists), K // stream.gist_rows
-    share = (pages[:, None] * K + slots) * width  # first token of each row's share
+    width = K // stream.gist_rows
+    share = (torch.tensor(focus.gists)[:, None] * K + slots) * width  # first token of each share
     block = share // K
-    hidden = torch.zeros(len(stream.gist_pages) * width, dtype=torch.bool)
-    hidden[stream.gisted_blocks :] = True
-    hidden[[b for b in {*blocks, *stream.excluded} if b < len(hidden)]] = True
-    gist_rows = torch.tensor(stream.gist_pages)[pages][:, None] * K + slots
-    gist_rows = gist_rows.masked_fill(hidden[block], NO_ROW)
+    covered = range(focus.gists[0] * width, (focus.gists[-1] + 1) * width)
+    out = [b for b in stream.excluded if b in covered] + focus.blocks
+    hidden = torch.isin(block, torch.tensor(out)) | (block >= stream.gisted_blocks)
+    gist_rows = _rows_of(stream.gist_pages, focus.gists).masked_fill(hidden, NO_ROW)
     order = torch.argsort(torch.cat((timeline[:, 0], share[:, 0])), stable=True)
     return _Entries(
         torch.cat((rows, gist_rows))[order],
@@ -155,10 +163,18 @@ def _entries(stream: Stream, blocks: list[int], gists: list[int]) -> _Entries:
     )
 
 
+def _rows_of(pages: dict[int, int], numbers: list[int]) -> Tensor:
+    """[N, 32] rows of the pool of the pages with these numbers."""
+    chosen = torch.tensor([pages[number] for number in numbers], dtype=torch.long)
+    return chosen[:, None] * K + torch.arange(K)
+
+
 def _tile(new_tokens: list[int]) -> int:
     return 1 if max(new_tokens) == 1 else QUERY_TILE
 
 
 def _own_rows(stream: Stream, queries: Tensor) -> Tensor:
-    pages = torch.tensor(stream.pages, dtype=torch.long)
-    return pages[queries // K] * K + queries % K
+    own = stream.own_blocks(len(queries))
+    rows = _rows_of(stream.pages, list(own)).flatten()
+    first = stream.token_count % K
+    return rows[first : first + len(queries)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain, islice
 
 from megacontext.config import K
 from megacontext_ext.errors import InvalidArgument, OverBudget
@@ -38,27 +40,32 @@ class FocusLimits:
 
 @dataclass
 class Stream:
-    """The timeline of one memory: how many tokens, the page of each block, what is in focus.
+    """The timeline of one memory: how many tokens, where their pages are, what is in focus.
 
-    `pages[b]` is the page of block b. `wanted` are blocks in order of preference, set by a focus
-    strategy or the caller; `pinned` come before everything, `excluded` never come.
+    `pages[b]` is the page of block b where it is resident. `wanted` are blocks in order of
+    preference, set by a focus strategy or the caller; `pinned` come before everything, `excluded`
+    never come; `lost` are those of the excluded that the store could not give back.
     `gist_pages[g]` has `gist_rows` rows for each block from g * 32 / gist_rows on; the first
-    `gisted_blocks` blocks have theirs.
+    `gisted_blocks` blocks have theirs. The first `stored_blocks` blocks are in the store.
     """
 
     token_count: int = 0
-    pages: list[int] = field(default_factory=list)
+    pages: dict[int, int] = field(default_factory=dict)
     wanted: list[int] = field(default_factory=list)
     pinned: set[int] = field(default_factory=set)
     excluded: set[int] = field(default_factory=set)
-    gist_pages: list[int] = field(default_factory=list)
+    lost: set[int] = field(default_factory=set)
+    gist_pages: dict[int, int] = field(default_factory=dict)
     gist_rows: int = 1
     gisted_blocks: int = 0
-    tokens: list[int] = field(default_factory=list)  # kept only where gists are made
+    lost_gists: set[int] = field(default_factory=set)
+    stored_blocks: int = 0
+    tokens: array[int] = field(default_factory=lambda: array("I"))
 
-    def blocks_for(self, new_tokens: int) -> int:
-        """Pages to add before `new_tokens` can be written."""
-        return (self.token_count + new_tokens + K - 1) // K - len(self.pages)
+    def own_blocks(self, new_tokens: int) -> range:
+        """Blocks that `new_tokens` more tokens are written to."""
+        end = self.token_count + new_tokens
+        return range(self.token_count // K, (end + K - 1) // K)
 
     def in_focus(self, limits: FocusLimits, new_tokens: int) -> list[int]:
         """Blocks that a step over `new_tokens` more tokens reads, ascending; its own included."""
@@ -75,7 +82,7 @@ class Stream:
             OverBudget: the new tokens and pins alone are more than the budget.
         """
         end = self.token_count + new_tokens
-        own = list(range(self.token_count // K, (end + K - 1) // K))
+        own = self.own_blocks(new_tokens)
         room = limits.budget_places // K
         chosen = set(own) | self.pinned
         if len(chosen) > room:
@@ -85,7 +92,7 @@ class Stream:
                 "steps or pin less"
             )
         recent_start = max(0, self.token_count - limits.recent_tokens) // K
-        recent = range(own[0] - 1, recent_start - 1, -1) if own else ()
+        recent = range(own[0] - 1, recent_start - 1, -1) if own else range(0)
         kept_recent = list(recent)[: max(1, (room - len(chosen)) // 2)]
         rest = range(recent_start - 1, -1, -1)
 
@@ -96,20 +103,31 @@ class Stream:
                 if own and block < own[0] and block not in self.excluded:
                     chosen.add(block)
 
-        fill((*range(limits.sink_blocks), *kept_recent, *self.wanted), room)
+        fill(chain(range(limits.sink_blocks), kept_recent, self.wanted), room)
         gists: list[int] = []
         if (end + K - 1) // K > room:
-            gists = self._gists_besides(chosen)[: room - len(chosen)][: limits.gist_pages_max]
-        fill((*recent, *rest), room - len(gists))
-        return sorted(chosen), sorted(set(gists) & set(self._gists_besides(chosen)))
+            most = room - len(chosen)
+            if limits.gist_pages_max is not None:
+                most = min(most, limits.gist_pages_max)
+            gists = list(islice(self._gists_besides(chosen), most))
+        fill(chain(recent, rest), room - len(gists))
+        return sorted(chosen), sorted(page for page in gists if self._has_rows(page, chosen))
 
     def gist_blocks(self, page: int) -> range:
         """Blocks that have rows in gist page number `page`."""
         size = K // self.gist_rows
         return range(page * size, min((page + 1) * size, self.gisted_blocks))
 
-    def _gists_besides(self, blocks: set[int]) -> list[int]:
+    @property
+    def gist_page_count(self) -> int:
+        return -(-self.gisted_blocks * self.gist_rows // K)
+
+    def _gists_besides(self, blocks: set[int]) -> Iterator[int]:
         """Gist pages, newest first, with a row of a block that is not in `blocks` or excluded."""
-        shown = blocks | self.excluded
-        newest_first = range(len(self.gist_pages) - 1, -1, -1)
-        return [page for page in newest_first if not shown.issuperset(self.gist_blocks(page))]
+        newest_first = range(self.gist_page_count - 1, -1, -1)
+        return (page for page in newest_first if self._has_rows(page, blocks))
+
+    def _has_rows(self, page: int, blocks: set[int]) -> bool:
+        return page not in self.lost_gists and any(
+            b not in blocks and b not in self.excluded for b in self.gist_blocks(page)
+        )

@@ -14,7 +14,7 @@ from megacontext.gists.layout import Node, plan_rows
 from megacontext.gists.rows import compute_rows
 from megacontext.models.kv_cache import CACHE_ARGUMENT
 from megacontext.paged import PagedConfig, attach
-from megacontext.paged.step import make_step
+from megacontext.paged.step import Focus, make_step
 from megacontext.paged.stream import FocusLimits, Stream
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -69,11 +69,11 @@ def test_rows_are_those_of_the_gist_room(rows):
     with attach(model, config(model, rows)) as memory:
         memory.read(ids)
         memory.read(tokens(1))  # rows are made before the next step
-        stream, pool = memory.streams[0], memory._the_pool()
+        stream, pool = memory.streams[0], memory.pool
         assert stream.gisted_blocks == 8
-        assert stream.tokens == [*ids[0].tolist(), *tokens(1)[0].tolist()]
+        assert stream.tokens.tolist() == [*ids[0].tolist(), *tokens(1)[0].tolist()]
         slots = torch.arange(8 * rows)
-        pages = torch.tensor(stream.gist_pages)[slots // 32]
+        pages = torch.tensor([stream.gist_pages[n] for n in (slots // 32).tolist()])
         for layer in range(3):
             got = pool.keys[layer][pages, :, slots % 32].transpose(0, 1)
             torch.testing.assert_close(got, wanted.keys[layer][0], rtol=1e-3, atol=1e-4)
@@ -93,7 +93,8 @@ def test_gists_fill_the_budget_and_never_pass_it(rows, trained):
         logits = model(tokens(7), **{CACHE_ARGUMENT: memory.cache}).logits
         stream = memory.streams[0]
         blocks, gists = stream.focus(LIMITS, 1)
-        step = make_step([stream], [1], LIMITS, trained, torch.device("cpu"))
+        focus = [Focus(blocks, gists)]
+        step = make_step([stream], [1], focus, trained, torch.device("cpu"))
     assert torch.isfinite(logits).all()
     assert gists
     assert 3 in blocks
@@ -106,7 +107,8 @@ def test_gists_fill_the_budget_and_never_pass_it(rows, trained):
     for block in (*blocks, 5):
         if block < stream.gisted_blocks:
             slot = torch.arange(block * rows, (block + 1) * rows)
-            row = torch.tensor(stream.gist_pages)[slot // 32] * 32 + slot % 32
+            page = torch.tensor([stream.gist_pages[n] for n in (slot // 32).tolist()])
+            row = page * 32 + slot % 32
             assert not torch.isin(row, shown).any()
     assert step.key_places.max() < max(trained, LIMITS.budget_places)
 
@@ -135,7 +137,7 @@ def test_no_adapter_no_gists_and_embeddings_end_them():
     model = tiny()
     with attach(model, PagedConfig(limits=LIMITS, read_tokens=64)) as memory:
         memory.read(tokens(300))
-        assert memory.streams[0].gist_pages == []
+        assert memory.streams[0].gist_pages == {}
     with attach(model, config(model, 1)) as memory:
         memory.read(tokens(64))
         memory.cache.begin_call()
@@ -155,7 +157,7 @@ def test_a_full_pool_stops_gists_not_reading():
 
 
 def test_focus_prefers_wanted_blocks_to_gists():
-    stream = Stream(token_count=3200, pages=list(range(100)), gist_pages=[100, 101, 102, 103])
+    stream = Stream(token_count=3200)
     stream.gisted_blocks = 100
     stream.wanted = [40, 41, 42, 43, 44, 45]
     blocks, gists = stream.focus(LIMITS, 1)

@@ -1,0 +1,43 @@
+"""What a paged memory may use and how it keeps its pages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from megacontext.gists.adapter import GistAdapter
+from megacontext.paged.page_codec import PageFormat
+from megacontext.paged.stream import FocusLimits
+from megacontext_ext.errors import InvalidArgument
+
+
+@dataclass(frozen=True)
+class PagedConfig:
+    """Settings of one attached memory."""
+
+    limits: FocusLimits = field(default_factory=FocusLimits)
+    # Most pages held in memory, over all streams. 0: no limit without a store; with one, four
+    # budgets a stream, so that what was in focus a moment ago is still there.
+    pages_max: int = 0
+    # Tokens a step of `read`; longer steps are faster and need more of the budget.
+    read_tokens: int = 512
+    # Gist rows for blocks out of focus: "auto" where the package has an adapter that was measured
+    # to help this base, "off", or an adapter.
+    gists: Literal["auto", "off"] | GistAdapter = "auto"
+    gist_rows: Literal[1, 2, 4] = 1
+    # How a store keeps pages. None: as the store has them; a new one, in the model's dtype. In
+    # another format a block is rounded when it is complete, once, also in memory.
+    pages: PageFormat | None = None
+    # A page that the store cannot give back: stop with an error, or go on without its block.
+    on_corrupt: Literal["raise", "skip"] = "raise"
+    # The store is committed behind the reading after so many tokens.
+    commit_tokens: int = 4096
+
+    def __post_init__(self) -> None:
+        for name in ("read_tokens", "commit_tokens"):
+            if getattr(self, name) < 1:
+                raise InvalidArgument(
+                    f"[paged] {name} must be at least 1, got {getattr(self, name)}"
+                )
+        if self.pages_max < 0:
+            raise InvalidArgument(f"[paged] pages_max must be 0 or more, got {self.pages_max}")

@@ -1,0 +1,285 @@
+"""The store of a paged memory: tokens, pages and gist rows of its streams, written behind.
+
+A stream is a partition. Its complete blocks have one row each in the family `kv-FORMAT`; what it
+has beyond them, the tail, is one row of `kv-tail` that a commit replaces. Tokens are always
+written before the pages that hold their keys, so after a crash there may be tokens with no pages:
+they are read again on opening.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from megacontext.config import K
+from megacontext.paged.page_codec import PageCodec, PageFormat, Rows, format_of
+from megacontext.paged.write_behind import WriteBehind
+from megacontext_ext import Store
+from megacontext_ext.errors import InvalidArgument, IoError, MegaContextError, NotFound, StoreFailed
+
+TAIL_ROWS = "kv-tail"
+_TAIL_LOD = 8  # one node: a partition has one tail
+_COUNT_BYTES = 8  # a tail's row begins with the token count it belongs to
+PENDING_BYTES_MAX = 64 << 20
+
+
+@dataclass(frozen=True)
+class PageLayout:
+    """What the pages of a model are: (layers, KV heads, head width), and its dtype."""
+
+    layers: int
+    kv_heads: int
+    head_width: int
+    dtype: torch.dtype
+
+    def page_shape(self, rows: int = K) -> tuple[int, ...]:
+        return (self.layers, 2, self.kv_heads, rows, self.head_width)
+
+
+@dataclass(frozen=True)
+class StoredStream:
+    """What the store holds of a stream. `tail` [L, 2, Hkv, 32, E] covers tokens from
+    `blocks` * 32 on; without one, tokens beyond the blocks have no keys and values."""
+
+    tokens: NDArray[np.uint32]
+    blocks: int
+    gisted_blocks: int
+    tail: Tensor | None
+
+
+class PageStore:
+    """An open store with the streams of one model.
+
+    The thread that runs the model calls everything; one thread of its own writes.
+    """
+
+    def __init__(
+        self, store: Store, codec: PageCodec, layout: PageLayout, commit_tokens: int = 4096
+    ) -> None:
+        """Wraps an open store; `open_page_store` makes one from a path.
+
+        Args:
+            commit_tokens: a commit follows behind after so many tokens.
+        """
+        self.store = store
+        self.codec = codec
+        self._layout = layout
+        self._tail_codec = PageCodec(format_of(layout.dtype), layout.page_shape())
+        self._gist_codec: PageCodec | None = None
+        self._gist_family = ""
+        self._writer = WriteBehind(PENDING_BYTES_MAX)
+        self._pending: dict[tuple[str, int, int], Rows] = {}
+        self._pending_lock = threading.Lock()
+        self._commit_tokens = commit_tokens
+        self._since_commit = 0
+        self._written: dict[int, int] = {}  # stream -> tokens submitted
+        self._family = f"kv-{codec.format}"
+        if not store.read_only:
+            store.define_rows(self._family, 1, "u8", codec.row_bytes)
+            store.define_rows(TAIL_ROWS, _TAIL_LOD, "u8", _COUNT_BYTES + self._tail_codec.row_bytes)
+
+    @property
+    def stream_count(self) -> int:
+        """Streams that the store has."""
+        count = 0
+        while self.store.find_partition(_source(count)) is not None:
+            count += 1
+        return count
+
+    def use_gists(self, name: str, rows: int) -> None:
+        """Keeps gist rows too: `rows` a block, made by what `name` names."""
+        self._gist_codec = PageCodec(format_of(self._layout.dtype), self._layout.page_shape(rows))
+        self._gist_family = f"kv-gist-{name}-{self._gist_codec.format}-{rows}"
+        self.store.define_rows(self._gist_family, 1, "u8", self._gist_codec.row_bytes)
+
+    def add_stream(self, number: int) -> None:
+        """Makes the partition of a new stream."""
+        self.store.add_partition(_source(number))
+
+    def load_stream(self, number: int) -> StoredStream:
+        """What was written of a stream."""
+        partition = self._partition(number)
+        count = self.store.token_count(partition)
+        tokens = self.store.read_tokens(partition, 0, count)
+        blocks = min(count // K, self.store.row_count(self._family, partition))
+        gisted = 0
+        if self._gist_codec is not None:
+            gisted = min(blocks, self.store.row_count(self._gist_family, partition))
+        self._written[number] = count
+        tail = None
+        if self.store.row_count(TAIL_ROWS, partition):
+            row = self.store.read_rows(TAIL_ROWS, partition, 0, 1)
+            covers = int(row[0, :_COUNT_BYTES].view(np.uint64)[0])
+            if covers == count and count // K == blocks:
+                tail = self._tail_codec.decode(row[:, _COUNT_BYTES:], self._layout.dtype)[0]
+        return StoredStream(tokens, blocks, gisted, tail)
+
+    def write_blocks(self, number: int, first: int, tokens: NDArray[np.uint32], rows: Rows) -> None:
+        """Queues the tokens and encoded pages of blocks from `first` on. Returns before they are
+        written, unless more than 64 MiB wait."""
+        self._raise_failure()
+        fresh = self._fresh_tokens(number, first * K, tokens)
+        partition, family = self._partition(number), self._family
+        self._keep_pending(family, partition, first, rows)
+        self._since_commit += len(fresh)
+        commits = self._since_commit >= self._commit_tokens
+        if commits:
+            self._since_commit = 0
+
+        def write() -> None:
+            if len(fresh):
+                self.store.append_tokens(partition, fresh)
+            self.store.put_rows(family, partition, first, rows)
+            self._drop_pending(family, partition, first, len(rows))
+            if commits:
+                self.store.commit()
+
+        self._writer.submit(write, rows.nbytes)
+
+    def write_gists(self, number: int, first: int, pages: Tensor) -> None:
+        """Queues gist rows [N, L, 2, Hkv, R, E] of blocks from `first` on."""
+        self._raise_failure()
+        assert self._gist_codec is not None
+        rows, family = self._gist_codec.encode(pages), self._gist_family
+        partition = self._partition(number)
+        self._keep_pending(family, partition, first, rows)
+
+        def write() -> None:
+            self.store.put_rows(family, partition, first, rows)
+            self._drop_pending(family, partition, first, len(rows))
+
+        self._writer.submit(write, rows.nbytes)
+
+    def read_block(self, number: int, block: int) -> Tensor:
+        """The page [L, 2, Hkv, 32, E] of a complete block.
+
+        Raises:
+            Corruption: the store's copy is damaged.
+        """
+        rows = self._read(self._family, self._partition(number), block, block + 1)
+        return self.codec.decode(rows, self._layout.dtype)[0]
+
+    def read_gists(self, number: int, start: int, end: int) -> Tensor:
+        """Gist rows [end - start, L, 2, Hkv, R, E] of blocks."""
+        assert self._gist_codec is not None
+        rows = self._read(self._gist_family, self._partition(number), start, end)
+        return self._gist_codec.decode(rows, self._layout.dtype)
+
+    def commit(self, tails: dict[int, tuple[NDArray[np.uint32], int, Tensor | None]]) -> None:
+        """Everything written so far is durable on return, and the streams' tails with it.
+
+        Args:
+            tails: stream -> (tokens from the last complete block on, token count, page or None).
+        """
+        self._writer.drain()
+        self._raise_failure()
+        for number, (tokens, count, page) in tails.items():
+            partition = self._partition(number)
+            fresh = self._fresh_tokens(number, count - len(tokens), tokens)
+            if len(fresh):
+                self.store.append_tokens(partition, fresh)
+            if page is not None and count:
+                row = self._tail_codec.encode(page[None])[0]
+                head = np.array([count], np.uint64).view(np.uint8)
+                self.store.put_rows(TAIL_ROWS, partition, 0, np.concatenate((head, row))[None])
+        self.store.commit()
+        self._since_commit = 0
+
+    def close(self) -> None:
+        """Writes what waits and lets the next writer in. Raises what kept a write from the disk."""
+        self._writer.close()
+        try:
+            self.store.close()
+        except (IoError, StoreFailed):
+            if self._writer.failure is None:
+                raise
+        self._raise_failure()
+
+    def _raise_failure(self) -> None:
+        error = self._writer.failure
+        if error is not None:
+            raise StoreFailed(
+                f"[paged] {self.store.path} no longer takes pages; what was committed is kept, "
+                f"the rest of this stream is in memory only. Attach again to go on: {error}"
+            ) from error
+
+    def _fresh_tokens(
+        self, number: int, start: int, tokens: NDArray[np.uint32]
+    ) -> NDArray[np.uint32]:
+        """Of `tokens` that begin at `start`, those that were not submitted yet."""
+        there = self._written.get(number, 0)
+        fresh = tokens[max(0, there - start) :]
+        self._written[number] = max(there, start + len(tokens))
+        return fresh
+
+    def _partition(self, number: int) -> int:
+        found = self.store.find_partition(_source(number))
+        if found is None:
+            raise NotFound(f"[paged] {self.store.path} has no stream {number}")
+        return found.id
+
+    def _keep_pending(self, family: str, partition: int, first: int, rows: Rows) -> None:
+        with self._pending_lock:
+            for at, row in enumerate(rows):
+                self._pending[family, partition, first + at] = row
+
+    def _drop_pending(self, family: str, partition: int, first: int, count: int) -> None:
+        with self._pending_lock:
+            for at in range(first, first + count):
+                self._pending.pop((family, partition, at), None)
+
+    def _read(self, family: str, partition: int, start: int, end: int) -> Rows:
+        with self._pending_lock:
+            waiting = [self._pending.get((family, partition, at)) for at in range(start, end)]
+        if all(row is not None for row in waiting):
+            return np.stack(waiting)  # type: ignore[arg-type]
+        if any(row is not None for row in waiting):
+            self._writer.drain()
+            self._raise_failure()
+        return self.store.read_rows(family, partition, start, end)
+
+
+def open_page_store(
+    path: str | os.PathLike[str],
+    identity: dict[str, str],
+    layout: PageLayout,
+    page_format: PageFormat | None,
+    commit_tokens: int,
+) -> PageStore:
+    """The page store at `path`, made where there is none.
+
+    Args:
+        identity: of the model and its tokenizer.
+        page_format: None: what the store has; for a new one, the model's dtype.
+
+    Raises:
+        InvalidArgument: the store is of another model, tokenizer or page format.
+        StoreLocked: another writer has it. Corruption: it is damaged.
+    """
+    try:
+        store = Store.open(path, identity=identity)
+    except NotFound:
+        chosen = page_format or format_of(layout.dtype)
+        store = Store.create(path, {**identity, "pages": chosen})
+    try:
+        held: Any = store.identity.get("pages")
+        if held is None or page_format not in (None, held):
+            raise InvalidArgument(
+                f"[paged] {store.path} keeps pages as {held or 'nothing'}, "
+                f"got pages={page_format!r}"
+            )
+        return PageStore(store, PageCodec(held, layout.page_shape()), layout, commit_tokens)
+    except MegaContextError:
+        store.close()
+        raise
+
+
+def _source(number: int) -> str:
+    return f"stream-{number}"

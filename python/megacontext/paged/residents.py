@@ -1,0 +1,151 @@
+"""Which pages are in the pool. Pages that a store holds give way, least recently used first."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from megacontext.config import K
+from megacontext.paged.page_store import PageStore
+from megacontext.paged.pool import PagePool
+from megacontext.paged.stream import Stream
+from megacontext_ext.errors import Corruption, InvalidArgument
+
+log = logging.getLogger("megacontext.paged")
+
+PageKind = Literal["tokens", "gists"]
+
+
+class PageKey(NamedTuple):
+    """A page by what it holds: block `number` of a stream, or its gist page `number`."""
+
+    stream: int
+    kind: PageKind
+    number: int
+
+
+@dataclass
+class PageTraffic:
+    """Pages since the memory was attached."""
+
+    brought_in: int = 0
+    evicted: int = 0
+    ahead: int = 0  # of those brought in, how many had been read ahead
+
+
+class LostPages(Exception):
+    """Pages that the store cannot give back. `errors`: what it said of each."""
+
+    def __init__(self, errors: dict[PageKey, Corruption]) -> None:
+        super().__init__(f"{len(errors)} pages are damaged")
+        self.errors = errors
+
+
+class Residents:
+    """Pages of all streams in one pool.
+
+    With a store every complete block can leave the pool and come back; without one nothing leaves.
+    """
+
+    def __init__(self, streams: list[Stream], pool: PagePool, store: PageStore | None) -> None:
+        self.pool = pool
+        self.traffic = PageTraffic()
+        self._streams = streams
+        self._store = store
+        self._recent: OrderedDict[PageKey, None] = OrderedDict()
+
+    def pages_of(self, key: PageKey) -> dict[int, int]:
+        """Number -> page of the pool, for pages of this kind that are there."""
+        stream = self._streams[key.stream]
+        return stream.pages if key.kind == "tokens" else stream.gist_pages
+
+    def missing(self, keys: Iterable[PageKey]) -> list[PageKey]:
+        return [key for key in keys if key.number not in self.pages_of(key)]
+
+    def has_room(self, count: int) -> bool:
+        """Whether `count` pages can be added, whatever has to leave."""
+        limit = self.pool.pages_max
+        return not limit or self._store is not None or self.pool.page_count + count <= limit
+
+    def bring(self, needed: list[PageKey], fresh: list[PageKey]) -> None:
+        """Makes `needed` resident and gives `fresh`, which nobody wrote yet, a page each.
+
+        Raises:
+            InvalidArgument: the pool's limit is below what is needed at once. Nothing changed.
+            LostPages: some of `needed` cannot be read. The others are there, `fresh` are not.
+        """
+        absent = self.missing(needed)
+        fresh = self.missing(fresh)
+        self._make_room(needed, fresh, len(absent) + len(fresh))
+        errors: dict[PageKey, Corruption] = {}
+        for key in absent:
+            try:
+                content = self._content(key)
+            except Corruption as error:
+                errors[key] = error
+                continue
+            (page,) = self.pool.allocate(1)
+            self.pool.write_pages([page], content[None])
+            self.pages_of(key)[key.number] = page
+            self.traffic.brought_in += 1
+        if errors:
+            raise LostPages(errors)
+        for key, page in zip(fresh, self.pool.allocate(len(fresh)), strict=True):
+            self.pages_of(key)[key.number] = page
+        for key in (*needed, *fresh):
+            self._recent[key] = None
+            self._recent.move_to_end(key)
+
+    def put(self, key: PageKey, content: Tensor) -> None:
+        """Makes one page resident with this content [L, 2, Hkv, 32, E]."""
+        self.bring([], [key])
+        self.pool.write_pages([self.pages_of(key)[key.number]], content[None])
+
+    def _content(self, key: PageKey) -> Tensor:
+        assert self._store is not None, "pages leave the pool only where a store has them"
+        if key.kind == "tokens":
+            return self._store.read_block(key.stream, key.number)
+        blocks = self._streams[key.stream].gist_blocks(key.number)
+        rows = self._store.read_gists(key.stream, blocks.start, blocks.stop)
+        flat = torch.cat(tuple(rows), dim=-2)
+        page = flat.new_zeros(*flat.shape[:-2], K, flat.shape[-1])
+        page[..., : flat.shape[-2], :] = flat
+        return page
+
+    def _make_room(self, needed: list[PageKey], fresh: list[PageKey], count: int) -> None:
+        limit = self.pool.pages_max
+        if not limit or self._store is None:
+            return
+        excess = self.pool.page_count + count - limit
+        if excess <= 0:
+            return
+        kept = {*needed, *fresh}
+        leaving: list[PageKey] = []
+        for key in self._recent:
+            if len(leaving) == excess:
+                break
+            if key not in kept and self._may_leave(key):
+                leaving.append(key)
+        if len(leaving) < excess:
+            wanted = limit + excess - len(leaving)
+            raise InvalidArgument(
+                f"[paged] this step needs {wanted} pages ({wanted * self.pool.page_bytes >> 20} "
+                f"MiB) at once, the limit is {limit} "
+                f"({limit * self.pool.page_bytes >> 20} MiB); allow more or lower the budget"
+            )
+        for key in leaving:
+            del self._recent[key]
+            self.pool.release([self.pages_of(key).pop(key.number)])
+        self.traffic.evicted += len(leaving)
+
+    def _may_leave(self, key: PageKey) -> bool:
+        stream = self._streams[key.stream]
+        if key.kind == "gists":
+            return True
+        return key.number < stream.stored_blocks
