@@ -17,6 +17,7 @@ from megacontext.paged.attention import IMPLEMENTATION, memory_of
 from megacontext.paged.config import PagedConfig
 from megacontext.paged.memory import PagedMemory
 from megacontext.paged.page_store import PageLayout, PageStore, open_page_store
+from megacontext.paged.text_focus import TextFocus
 from megacontext_ext.errors import InvalidArgument, MegaContextError, Unsupported
 
 HEAD_WIDTHS = (64, 128, 256)
@@ -39,7 +40,7 @@ def attach(
     Args:
         store: a folder that keeps the pages. A memory that is there already goes on where it
             ended; what is read is written behind, and committed at the end of the block.
-        tokenizer: of the model. A store remembers it and refuses another.
+        tokenizer: of the model; `focus_on` needs it. A store remembers it and refuses another.
 
     Raises:
         Unsupported: the model has no rotary positions, or heads of another width than 64, 128, 256.
@@ -54,7 +55,8 @@ def attach(
     layout = _layout(model)
     held = None if store is None else _open(model, config, layout, store, tokenizer)
     try:
-        memory = PagedMemory(model, config, layout, held)
+        text = None if held is None or tokenizer is None else TextFocus(held.store, tokenizer)
+        memory = PagedMemory(model, config, layout, held, text)
     except MegaContextError:
         if held is not None:
             held.close()

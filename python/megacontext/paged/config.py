@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from megacontext.config import K
 from megacontext.gists.adapter import GistAdapter
 from megacontext.paged.page_codec import PageFormat
 from megacontext.paged.stream import FocusLimits
@@ -21,6 +22,12 @@ class PagedConfig:
     pages_max: int = 0
     # Tokens a step of `read`; longer steps are faster and need more of the budget.
     read_tokens: int = 512
+    # Who chooses what is in focus: "caller" (`focus`, `focus_on`), or "step": besides, every
+    # `refocus_tokens` the last queries choose among all blocks.
+    focus: Literal["caller", "step"] = "caller"
+    refocus_tokens: int = K
+    # A block that is not wanted must beat one that is by this share.
+    hysteresis: float = 0.25
     # Gist rows for blocks out of focus: "auto" where the package has an adapter that was measured
     # to help this base, "off", or an adapter.
     gists: Literal["auto", "off"] | GistAdapter = "auto"
@@ -34,7 +41,7 @@ class PagedConfig:
     commit_tokens: int = 4096
 
     def __post_init__(self) -> None:
-        for name in ("read_tokens", "commit_tokens"):
+        for name in ("read_tokens", "commit_tokens", "refocus_tokens"):
             if getattr(self, name) < 1:
                 raise InvalidArgument(
                     f"[paged] {name} must be at least 1, got {getattr(self, name)}"

@@ -16,6 +16,7 @@ from megacontext.config import K
 from megacontext.models.kv_cache import CACHE_ARGUMENT
 from megacontext.paged.cache import PagedCache
 from megacontext.paged.config import PagedConfig
+from megacontext.paged.focus import ActionKind, FocusAction, FocusLog, StepFocus
 from megacontext.paged.gists import gist_writer
 from megacontext.paged.page_store import PageLayout, PageStore
 from megacontext.paged.pool import PagePool
@@ -23,6 +24,7 @@ from megacontext.paged.residents import LostPages, PageKey, PageTraffic, Residen
 from megacontext.paged.rotary import RotaryTakeover
 from megacontext.paged.step import Focus, Step, make_step
 from megacontext.paged.stream import Stream
+from megacontext.paged.text_focus import TextFocus
 from megacontext_ext.errors import Corruption, InvalidArgument
 from megacontext_ext.ops.focused_attention import AttentionRules, focused_attention
 
@@ -47,16 +49,18 @@ class PagedMemory:
         config: PagedConfig,
         layout: PageLayout,
         store: PageStore | None = None,
+        text: TextFocus | None = None,
     ) -> None:
-        text = model.config.get_text_config()
+        shape = model.config.get_text_config()
         self.layer_count: int = layout.layers
+        self._text = text
         self.config = config
         self.cache = PagedCache(self.layer_count)
         self.streams: list[Stream] = []
         self._model = model
         self._layout = layout
         self._store = store
-        self._trained_tokens: int = text.max_position_embeddings
+        self._trained_tokens: int = shape.max_position_embeddings
         self._residents: Residents | None = None
         self._step: Step | None = None
         self._new_tokens: list[int] = []
@@ -65,8 +69,14 @@ class PagedMemory:
         self._gists = gist_writer(model, config.gists, config.gist_rows, self._trained_tokens)
         if store is not None and self._gists is not None:
             store.use_gists(self._gists.name, self._gists.rows)
-        kinds = getattr(text, "layer_types", None) or ["full_attention"] * self.layer_count
+        kinds = getattr(shape, "layer_types", None) or ["full_attention"] * self.layer_count
         self._rotary = RotaryTakeover(model, kinds)
+        self._log = FocusLog()
+        self._chooser: StepFocus | None = None
+        if config.focus == "step":
+            self._chooser = StepFocus(layout, config, self._rotary.layers, kinds)
+            if store is not None:
+                store.use_keys(self._chooser.layers)
         self._watch = model.get_input_embeddings().register_forward_pre_hook(self._note_ids)
 
     @property
@@ -136,17 +146,50 @@ class PagedMemory:
             InvalidArgument: a block that the stream does not have.
         """
         self._check_blocks(blocks, stream)
-        self.streams[stream].wanted = list(blocks)
+        chosen = self.streams[stream]
+        before, chosen.wanted = chosen.wanted, list(blocks)
+        self._log.changes(stream, chosen, (before, chosen.wanted), {}, "caller")
 
     def pin(self, blocks: list[int], stream: int = 0) -> None:
         """Keeps blocks in focus whatever else is wanted."""
         self._check_blocks(blocks, stream)
         self.streams[stream].pinned |= set(blocks)
+        self._note("pin", blocks, stream, "caller")
 
     def exclude(self, blocks: list[int], stream: int = 0) -> None:
         """Keeps blocks out of focus. They stay in memory."""
         self._check_blocks(blocks, stream)
         self.streams[stream].excluded |= set(blocks)
+        self._note("exclude", blocks, stream, "caller")
+
+    def focus_on(self, question: str, stream: int = 0) -> list[int]:
+        """Wants the blocks that a lens finds for `question` in the stream's text, best first.
+
+        Returns:
+            The wanted blocks.
+
+        Raises:
+            InvalidArgument: the memory has no store or no tokenizer.
+
+        Cost: no model step; a search a word over the store's index.
+        """
+        if self._store is None or self._text is None:
+            raise InvalidArgument(
+                "[paged] focus_on needs attach(model, store=PATH, tokenizer=TOKENIZER)"
+            )
+        self._store.drain()
+        chosen = self.streams[stream]
+        count = self.config.limits.budget_places // K
+        scores = self._text.score(question, self._store.partition(stream), count)
+        before, chosen.wanted = chosen.wanted, list(scores)
+        why = f"question: {question}"
+        self._log.changes(stream, chosen, (before, chosen.wanted), scores, why)
+        return chosen.wanted
+
+    @property
+    def actions(self) -> list[FocusAction]:
+        """What came into focus and left it, and why: the newest 4,096, oldest first."""
+        return list(self._log.actions)
 
     def in_focus(self, stream: int = 0) -> list[int]:
         """Blocks that the next single token will read."""
@@ -195,6 +238,8 @@ class PagedMemory:
         step, pool = self._step, self.pool
         assert step is not None, "begin_step runs in layer 0"
         q, k, v = qkv
+        if self._chooser is not None:
+            self._chooser.hear(layer, q, self._new_tokens)
         pool.write(layer, step.rows, k.transpose(0, 1), v.transpose(0, 1))
         out, _ = focused_attention(
             q,
@@ -217,9 +262,10 @@ class PagedMemory:
             stream.token_count += count
         self._keep_tokens()
         self._step = None
-        if self._store is not None:
-            for number in range(len(self.streams)):
-                self._store_blocks(number)
+        for number in range(len(self.streams)):
+            self._complete_blocks(number)
+        if self._chooser is not None:
+            self._refocus(self._chooser)
 
     def load(self) -> None:
         """Goes on where the store's streams end; called by `attach`.
@@ -242,6 +288,8 @@ class PagedMemory:
                 stream.gist_rows = self._gists.rows
             if held.tail is not None:
                 self._the_residents().put(PageKey(number, "tokens", held.blocks), held.tail)
+            if self._chooser is not None:
+                self._load_keys(self._chooser, number)
             overhang.append(tokens[stream.token_count :])
         longest = max(map(len, overhang))
         if longest:
@@ -254,8 +302,20 @@ class PagedMemory:
                     mask[number, -len(rest) :] = 1
             self.read(ids, mask)
 
+    def _load_keys(self, chooser: StepFocus, number: int) -> None:
+        """Mean keys of a stream's blocks; where the store has none, from the pages once."""
+        store, stream = self._store, self.streams[number]
+        assert store is not None
+        assert store.keys is not None
+        chooser.take(number, store.load_keys(number, stream.stored_blocks))
+        for block in range(chooser.block_count(number), stream.stored_blocks):
+            means = chooser.add(number, store.read_block(number, block)[None])
+            store.write_side(store.keys, number, block, means)
+
     def detach(self) -> None:
         """Gives the model its own rotary positions back. Called by `attach`."""
+        if self._residents is not None:
+            self._residents.close()
         self._watch.remove()
         self._rotary.restore()
 
@@ -309,6 +369,7 @@ class PagedMemory:
             stream.lost.add(key.number)
             stream.excluded.add(key.number)
             stream.pinned.discard(key.number)
+            self._note("lose", [key.number], key.stream, str(error))
 
     def _write_gists(self, number: int, own: int) -> None:
         """Gist rows of all complete blocks that have none yet, while they and the step's `own`
@@ -333,23 +394,46 @@ class PagedMemory:
                 return
             rows = gists.write(stream, residents.pool, blocks)
             stream.gisted_blocks = blocks.stop
-            if self._store is not None:
-                self._store.write_gists(number, blocks.start, rows)
+            if self._store is not None and self._store.gists is not None:
+                self._store.write_side(self._store.gists, number, blocks.start, rows)
 
-    def _store_blocks(self, number: int) -> None:
-        """Queues the blocks that became complete; rounds them first where the store rounds."""
+    def _complete_blocks(self, number: int) -> None:
+        """Queues the blocks that became complete, rounded first where the store rounds, and keeps
+        their mean keys."""
         store, stream = self._store, self.streams[number]
-        assert store is not None
         first, end = stream.stored_blocks, stream.token_count // K
-        if first == end:
+        if first == end or (store is None and self._chooser is None):
             return
         pages = [stream.pages[block] for block in range(first, end)]
-        rows = store.codec.encode(self.pool.read_pages(pages))
-        if not store.codec.exact_for(self._layout.dtype):
-            self.pool.write_pages(pages, store.codec.decode(rows, self._layout.dtype))
-        tokens = np.array(stream.tokens[first * K : end * K], np.uint32)
-        store.write_blocks(number, first, tokens, rows)
+        content = self.pool.read_pages(pages)
+        if store is not None:
+            codec = store.pages.codec
+            rows = codec.encode(content)
+            if not codec.exact_for(self._layout.dtype):
+                self.pool.write_pages(pages, codec.decode(rows, self._layout.dtype))
+            tokens = np.array(stream.tokens[first * K : end * K], np.uint32)
+            store.write_blocks(number, first, tokens, rows)
+        if self._chooser is not None:
+            means = self._chooser.add(number, content)
+            if store is not None and store.keys is not None:
+                store.write_side(store.keys, number, first, means)
         stream.stored_blocks = end
+
+    def _refocus(self, chooser: StepFocus) -> None:
+        """Lets the queries of the step just read choose, where it is time."""
+        for number, stream in enumerate(self.streams):
+            scores = chooser.choose(number, stream)
+            if scores is None:
+                continue
+            room = self.config.limits.budget_places // K
+            before, stream.wanted = stream.wanted[:room], list(scores)
+            self._log.changes(number, stream, (before, stream.wanted[:room]), scores, "step")
+            ahead = [PageKey(number, "tokens", block) for block in stream.wanted]
+            self._the_residents().read_ahead(ahead)
+
+    def _note(self, kind: ActionKind, blocks: list[int], stream: int, reason: str) -> None:
+        for block in blocks:
+            self._log.note(stream, self.streams[stream], kind, block, reason)
 
     def _note_ids(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._ids = inputs[0].detach() if inputs else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,10 +55,60 @@ class StoredStream:
     tail: Tensor | None
 
 
+class BlockRows:
+    """One row for each complete block of a stream: pages, gist rows, or mean keys.
+
+    What was given to `write` can be read at once, whether or not it is in the store yet.
+    """
+
+    def __init__(self, store: Store, writer: WriteBehind, name: str, codec: PageCodec) -> None:
+        self.codec = codec
+        self.name = name
+        self._store = store
+        self._writer = writer
+        self._pending: dict[tuple[int, int], Rows] = {}
+        self._lock = threading.Lock()
+        store.define_rows(name, 1, "u8", codec.row_bytes)
+
+    def count(self, partition: int) -> int:
+        """Blocks that have their row in the store."""
+        return self._store.row_count(self.name, partition)
+
+    def keep(self, partition: int, first: int, rows: Rows) -> Callable[[], None]:
+        """Takes encoded rows of blocks from `first` on; the write of them, for the writer."""
+        keys = [(partition, first + at) for at in range(len(rows))]
+        with self._lock:
+            self._pending.update(zip(keys, rows, strict=True))
+
+        def write() -> None:
+            self._store.put_rows(self.name, partition, first, rows)
+            with self._lock:
+                for key in keys:
+                    self._pending.pop(key, None)
+
+        return write
+
+    def read(self, partition: int, start: int, end: int, dtype: torch.dtype) -> Tensor:
+        """Content [end - start, *shape] of blocks [start, end).
+
+        Raises:
+            Corruption: the store's copy is damaged.
+        """
+        with self._lock:
+            waiting = [self._pending.get((partition, at)) for at in range(start, end)]
+        there = [row for row in waiting if row is not None]
+        if there and len(there) == end - start:
+            return self.codec.decode(np.stack(there), dtype)
+        if there:
+            self._writer.drain()
+        return self.codec.decode(self._store.read_rows(self.name, partition, start, end), dtype)
+
+
 class PageStore:
     """An open store with the streams of one model.
 
-    The thread that runs the model calls everything; one thread of its own writes.
+    The thread that runs the model calls everything but `BlockRows.read`, which any thread may;
+    one thread of its own writes.
     """
 
     def __init__(
@@ -69,21 +120,17 @@ class PageStore:
             commit_tokens: a commit follows behind after so many tokens.
         """
         self.store = store
-        self.codec = codec
         self._layout = layout
-        self._tail_codec = PageCodec(format_of(layout.dtype), layout.page_shape())
-        self._gist_codec: PageCodec | None = None
-        self._gist_family = ""
         self._writer = WriteBehind(PENDING_BYTES_MAX)
-        self._pending: dict[tuple[str, int, int], Rows] = {}
-        self._pending_lock = threading.Lock()
+        self.pages = BlockRows(store, self._writer, f"kv-{codec.format}", codec)
+        self.gists: BlockRows | None = None
+        self.keys: BlockRows | None = None
+        self._tail_codec = PageCodec(format_of(layout.dtype), layout.page_shape())
         self._commit_tokens = commit_tokens
         self._since_commit = 0
         self._written: dict[int, int] = {}  # stream -> tokens submitted
-        self._family = f"kv-{codec.format}"
-        if not store.read_only:
-            store.define_rows(self._family, 1, "u8", codec.row_bytes)
-            store.define_rows(TAIL_ROWS, _TAIL_LOD, "u8", _COUNT_BYTES + self._tail_codec.row_bytes)
+        tail_bytes = _COUNT_BYTES + self._tail_codec.row_bytes
+        store.define_rows(TAIL_ROWS, _TAIL_LOD, "u8", tail_bytes)
 
     @property
     def stream_count(self) -> int:
@@ -95,23 +142,34 @@ class PageStore:
 
     def use_gists(self, name: str, rows: int) -> None:
         """Keeps gist rows too: `rows` a block, made by what `name` names."""
-        self._gist_codec = PageCodec(format_of(self._layout.dtype), self._layout.page_shape(rows))
-        self._gist_family = f"kv-gist-{name}-{self._gist_codec.format}-{rows}"
-        self.store.define_rows(self._gist_family, 1, "u8", self._gist_codec.row_bytes)
+        codec = PageCodec(format_of(self._layout.dtype), self._layout.page_shape(rows))
+        family = f"kv-gist-{name}-{codec.format}-{rows}"
+        self.gists = BlockRows(self.store, self._writer, family, codec)
+
+    def use_keys(self, layers: tuple[int, ...]) -> None:
+        """Keeps mean keys of these layers too."""
+        codec = PageCodec("bf16", (len(layers), self._layout.kv_heads, self._layout.head_width))
+        family = "kv-mean-" + "-".join(map(str, layers))
+        self.keys = BlockRows(self.store, self._writer, family, codec)
 
     def add_stream(self, number: int) -> None:
         """Makes the partition of a new stream."""
         self.store.add_partition(_source(number))
 
+    def partition(self, number: int) -> int:
+        """The partition of a stream."""
+        found = self.store.find_partition(_source(number))
+        if found is None:
+            raise NotFound(f"[paged] {self.store.path} has no stream {number}")
+        return found.id
+
     def load_stream(self, number: int) -> StoredStream:
         """What was written of a stream."""
-        partition = self._partition(number)
+        partition = self.partition(number)
         count = self.store.token_count(partition)
         tokens = self.store.read_tokens(partition, 0, count)
-        blocks = min(count // K, self.store.row_count(self._family, partition))
-        gisted = 0
-        if self._gist_codec is not None:
-            gisted = min(blocks, self.store.row_count(self._gist_family, partition))
+        blocks = min(count // K, self.pages.count(partition))
+        gisted = 0 if self.gists is None else min(blocks, self.gists.count(partition))
         self._written[number] = count
         tail = None
         if self.store.row_count(TAIL_ROWS, partition):
@@ -121,13 +179,20 @@ class PageStore:
                 tail = self._tail_codec.decode(row[:, _COUNT_BYTES:], self._layout.dtype)[0]
         return StoredStream(tokens, blocks, gisted, tail)
 
+    def load_keys(self, number: int, blocks: int) -> Tensor:
+        """Mean keys [N, A, Hkv, E] of the first blocks, those that have them and N <= `blocks`."""
+        assert self.keys is not None
+        partition = self.partition(number)
+        end = min(blocks, self.keys.count(partition))
+        return self.keys.read(partition, 0, end, torch.bfloat16)
+
     def write_blocks(self, number: int, first: int, tokens: NDArray[np.uint32], rows: Rows) -> None:
         """Queues the tokens and encoded pages of blocks from `first` on. Returns before they are
         written, unless more than 64 MiB wait."""
-        self._raise_failure()
+        self.raise_failure()
         fresh = self._fresh_tokens(number, first * K, tokens)
-        partition, family = self._partition(number), self._family
-        self._keep_pending(family, partition, first, rows)
+        partition = self.partition(number)
+        put = self.pages.keep(partition, first, rows)
         self._since_commit += len(fresh)
         commits = self._since_commit >= self._commit_tokens
         if commits:
@@ -136,41 +201,27 @@ class PageStore:
         def write() -> None:
             if len(fresh):
                 self.store.append_tokens(partition, fresh)
-            self.store.put_rows(family, partition, first, rows)
-            self._drop_pending(family, partition, first, len(rows))
+            put()
             if commits:
                 self.store.commit()
 
         self._writer.submit(write, rows.nbytes)
 
-    def write_gists(self, number: int, first: int, pages: Tensor) -> None:
-        """Queues gist rows [N, L, 2, Hkv, R, E] of blocks from `first` on."""
-        self._raise_failure()
-        assert self._gist_codec is not None
-        rows, family = self._gist_codec.encode(pages), self._gist_family
-        partition = self._partition(number)
-        self._keep_pending(family, partition, first, rows)
-
-        def write() -> None:
-            self.store.put_rows(family, partition, first, rows)
-            self._drop_pending(family, partition, first, len(rows))
-
-        self._writer.submit(write, rows.nbytes)
+    def write_side(self, kind: BlockRows, number: int, first: int, content: Tensor) -> None:
+        """Queues rows of `kind` (gists or keys) of blocks from `first` on."""
+        self.raise_failure()
+        rows = kind.codec.encode(content)
+        self._writer.submit(kind.keep(self.partition(number), first, rows), rows.nbytes)
 
     def read_block(self, number: int, block: int) -> Tensor:
-        """The page [L, 2, Hkv, 32, E] of a complete block.
-
-        Raises:
-            Corruption: the store's copy is damaged.
-        """
-        rows = self._read(self._family, self._partition(number), block, block + 1)
-        return self.codec.decode(rows, self._layout.dtype)[0]
+        """The page [L, 2, Hkv, 32, E] of a complete block. Raises Corruption."""
+        dtype = self._layout.dtype
+        return self.pages.read(self.partition(number), block, block + 1, dtype)[0]
 
     def read_gists(self, number: int, start: int, end: int) -> Tensor:
-        """Gist rows [end - start, L, 2, Hkv, R, E] of blocks."""
-        assert self._gist_codec is not None
-        rows = self._read(self._gist_family, self._partition(number), start, end)
-        return self._gist_codec.decode(rows, self._layout.dtype)
+        """Gist rows [end - start, L, 2, Hkv, R, E] of blocks. Raises Corruption."""
+        assert self.gists is not None
+        return self.gists.read(self.partition(number), start, end, self._layout.dtype)
 
     def commit(self, tails: dict[int, tuple[NDArray[np.uint32], int, Tensor | None]]) -> None:
         """Everything written so far is durable on return, and the streams' tails with it.
@@ -178,10 +229,9 @@ class PageStore:
         Args:
             tails: stream -> (tokens from the last complete block on, token count, page or None).
         """
-        self._writer.drain()
-        self._raise_failure()
+        self.drain()
         for number, (tokens, count, page) in tails.items():
-            partition = self._partition(number)
+            partition = self.partition(number)
             fresh = self._fresh_tokens(number, count - len(tokens), tokens)
             if len(fresh):
                 self.store.append_tokens(partition, fresh)
@@ -192,6 +242,11 @@ class PageStore:
         self.store.commit()
         self._since_commit = 0
 
+    def drain(self) -> None:
+        """Returns when everything queued is in the store. Raises StoreFailed."""
+        self._writer.drain()
+        self.raise_failure()
+
     def close(self) -> None:
         """Writes what waits and lets the next writer in. Raises what kept a write from the disk."""
         self._writer.close()
@@ -200,9 +255,10 @@ class PageStore:
         except (IoError, StoreFailed):
             if self._writer.failure is None:
                 raise
-        self._raise_failure()
+        self.raise_failure()
 
-    def _raise_failure(self) -> None:
+    def raise_failure(self) -> None:
+        """Raises StoreFailed when a write behind the reading failed."""
         error = self._writer.failure
         if error is not None:
             raise StoreFailed(
@@ -218,32 +274,6 @@ class PageStore:
         fresh = tokens[max(0, there - start) :]
         self._written[number] = max(there, start + len(tokens))
         return fresh
-
-    def _partition(self, number: int) -> int:
-        found = self.store.find_partition(_source(number))
-        if found is None:
-            raise NotFound(f"[paged] {self.store.path} has no stream {number}")
-        return found.id
-
-    def _keep_pending(self, family: str, partition: int, first: int, rows: Rows) -> None:
-        with self._pending_lock:
-            for at, row in enumerate(rows):
-                self._pending[family, partition, first + at] = row
-
-    def _drop_pending(self, family: str, partition: int, first: int, count: int) -> None:
-        with self._pending_lock:
-            for at in range(first, first + count):
-                self._pending.pop((family, partition, at), None)
-
-    def _read(self, family: str, partition: int, start: int, end: int) -> Rows:
-        with self._pending_lock:
-            waiting = [self._pending.get((family, partition, at)) for at in range(start, end)]
-        if all(row is not None for row in waiting):
-            return np.stack(waiting)  # type: ignore[arg-type]
-        if any(row is not None for row in waiting):
-            self._writer.drain()
-            self._raise_failure()
-        return self.store.read_rows(family, partition, start, end)
 
 
 def open_page_store(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -18,6 +19,8 @@ from megacontext.paged.stream import Stream
 from megacontext_ext.errors import Corruption, InvalidArgument
 
 log = logging.getLogger("megacontext.paged")
+
+AHEAD_PAGES = 16
 
 PageKind = Literal["tokens", "gists"]
 
@@ -59,6 +62,8 @@ class Residents:
         self._streams = streams
         self._store = store
         self._recent: OrderedDict[PageKey, None] = OrderedDict()
+        self._ahead: dict[PageKey, Future[Tensor]] = {}
+        self._reader = ThreadPoolExecutor(1, "page-reader") if store is not None else None
 
     def pages_of(self, key: PageKey) -> dict[int, int]:
         """Number -> page of the pool, for pages of this kind that are there."""
@@ -86,7 +91,9 @@ class Residents:
         errors: dict[PageKey, Corruption] = {}
         for key in absent:
             try:
-                content = self._content(key)
+                found = self._ahead.pop(key, None)
+                content = self._content(key) if found is None else found.result()
+                self.traffic.ahead += found is not None
             except Corruption as error:
                 errors[key] = error
                 continue
@@ -101,6 +108,22 @@ class Residents:
         for key in (*needed, *fresh):
             self._recent[key] = None
             self._recent.move_to_end(key)
+
+    def read_ahead(self, keys: list[PageKey]) -> None:
+        """Begins to read what may be needed next; `bring` takes what is ready. At most
+        `AHEAD_PAGES`; what an earlier call asked for and this one does not is dropped."""
+        if self._reader is None or self._store is None:
+            return
+        wanted = self.missing(keys)[:AHEAD_PAGES]
+        self._ahead = {key: found for key, found in self._ahead.items() if key in wanted}
+        for key in wanted:
+            if key not in self._ahead:
+                self._ahead[key] = self._reader.submit(self._content, key)
+
+    def close(self) -> None:
+        """Ends the thread that reads ahead."""
+        if self._reader is not None:
+            self._reader.shutdown(cancel_futures=True)
 
     def put(self, key: PageKey, content: Tensor) -> None:
         """Makes one page resident with this content [L, 2, Hkv, 32, E]."""

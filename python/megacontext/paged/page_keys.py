@@ -1,0 +1,83 @@
+"""What a step's queries would find in each block, from one key a block, layer and KV head.
+
+The mean of a block's un-rotated keys stands for the block in a few layers. A query is turned once
+to the distance at which blocks in focus typically stand, so that no key is rotated again. Each
+head's scores become shares of attention over all blocks, and a block's score is its mean share over
+heads and layers: heads that look everywhere weigh little, heads that look for one thing much.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from megacontext.paged.rotary import LayerRotary
+
+LAYER_COUNT = 6
+_ROOM = 256
+
+
+def scored_layers(layers: int) -> tuple[int, ...]:
+    """Which layers speak for all: evenly spread, the first third left out, since early layers look
+    at the newest tokens."""
+    first = layers // 3
+    count = min(LAYER_COUNT, layers - first)
+    return tuple(first + (2 * i + 1) * (layers - first) // (2 * count) for i in range(count))
+
+
+class PageKeys:
+    """Mean keys of the complete blocks of one stream, [N, A, Hkv, E] for A layers.
+
+    Memory: A * Hkv * E bfloat16 numbers a block: 2.3 KB for SmolLM2-135M, 72 bytes a token.
+    """
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        self._keys = torch.zeros(0, *shape, dtype=torch.bfloat16)
+        self.block_count = 0
+
+    def add(self, keys: Tensor) -> None:
+        """Appends the mean keys [N, A, Hkv, E] of the next blocks."""
+        end = self.block_count + len(keys)
+        if end > len(self._keys):
+            grown = self._keys.new_zeros(max(end, 2 * len(self._keys), _ROOM), *keys.shape[1:])
+            grown[: self.block_count] = self._keys[: self.block_count]
+            self._keys = grown
+        self._keys[self.block_count : end] = keys
+        self.block_count = end
+
+    def score(self, queries: Tensor, scale: float) -> Tensor:
+        """Mean share of attention that each block would get, [N] float32.
+
+        Args:
+            queries: [A, T, Hq, E], turned to the blocks' distance; CPU.
+            scale: of the scores.
+
+        Cost: T * Hq * A * E multiplications a block, and one read of its keys.
+        """
+        if not self.block_count:
+            return torch.zeros(0)
+        keys = self._keys[: self.block_count].permute(1, 2, 3, 0)  # [A, Hkv, E, N]
+        layers, count, heads, width = queries.shape
+        asked = queries.to(torch.bfloat16).transpose(1, 2)  # [A, Hq, T, E]
+        asked = asked.reshape(layers, keys.shape[1], -1, width)  # heads of one KV head together
+        shares = (torch.matmul(asked, keys).float() * scale).softmax(-1)
+        assert shares[..., 0].numel() == layers * heads * count
+        return shares.flatten(0, 2).mean(0)
+
+
+def mean_keys(content: Tensor, layers: tuple[int, ...]) -> Tensor:
+    """[N, A, Hkv, E] of whole pages [N, L, 2, Hkv, 32, E]."""
+    return content[:, list(layers), 0].float().mean(-2).to("cpu", torch.bfloat16)
+
+
+def turned(query: Tensor, rotary: LayerRotary, distance: float) -> Tensor:
+    """Queries [T, H, E] as they meet keys that stand `distance` tokens before them, un-rotated."""
+    angles = distance * rotary.frequencies
+    half = len(angles)
+    cos = (angles.cos() * rotary.scaling).float()
+    sin = (angles.sin() * rotary.scaling).float()
+    query = query.detach().float().cpu()
+    first, second, rest = query[..., :half], query[..., half : 2 * half], query[..., 2 * half :]
+    # scaling applies to queries and keys alike; keys are not touched here.
+    cos, sin = cos * rotary.scaling, sin * rotary.scaling
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), -1)

@@ -1,0 +1,51 @@
+"""Focus by a question: a lens over the text of the streams in a store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megacontext.config import K
+from megacontext.lens import Question, UntrainedLens
+from megacontext.models import TextTokenizer
+from megacontext.runtime.block_text import block_texts, look_back
+from megacontext.runtime.history import StoreHistory
+from megacontext_ext import Store
+
+
+class TextFocus:
+    """Scores the blocks of a store's streams for a question, all layers alike.
+
+    Words decide (BM25 a word, neighbourhood, recency); the index grows when a question comes.
+    """
+
+    def __init__(self, store: Store, tokenizer: TextTokenizer) -> None:
+        self._store = store
+        self._tokenizer = tokenizer
+        self._lens = UntrainedLens()
+        # Sketches need the base's embeddings; questions here have none, so none are asked for.
+        no_sketches: Any = None
+        self._history = StoreHistory(store, tokenizer, no_sketches)
+
+    def score(self, question: str, partition: int, count: int) -> dict[int, float]:
+        """The `count` best blocks of a stream, best first, each with its score.
+
+        Passages that the lens would show come first; what follows has less evidence.
+
+        Cost: indexing of what was read since the last question, then a search a word.
+        """
+        self._index(partition)
+        self._history.refresh()
+        found = self._lens.score(self._history, Question(question, reads=False))
+        scores = found.by_partition[partition]
+        order = scores.argsort(kind="stable")[::-1][:count]
+        return {int(block): float(scores[block]) for block in order}
+
+    def _index(self, partition: int) -> None:
+        first, full = self._store.indexed_blocks(partition), self._store.token_count(partition) // K
+        if first >= full:
+            return
+        start = look_back(first * K)
+        tokens = self._store.read_tokens(partition, start, full * K)
+        cut = first * K - start
+        texts = block_texts(self._tokenizer, tokens[:cut], tokens[cut:])
+        self._store.index_text(partition, first, texts)
