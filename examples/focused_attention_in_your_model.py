@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from megacontext_ext import ops
 from megacontext_ext.entry_table import AttentionRules, EntryTable, Rope
 
-HEADS, KV_HEADS, WIDTH, PLACES = 8, 2, 64, 32
+HEADS, KV_HEADS, WIDTH, PLACES = 4, 2, 128, 32
+ROTARY = 32  # columns of a head that turn with position; the others match at any distance
 
 
 class PagedAttention(nn.Module):
@@ -27,7 +28,7 @@ class PagedAttention(nn.Module):
         self.out = nn.Linear(HEADS * WIDTH, model_width, bias=False)
         self.register_buffer("keys", torch.zeros(pages, KV_HEADS, PLACES, WIDTH))
         self.register_buffer("values", torch.zeros(pages, KV_HEADS, PLACES, WIDTH))
-        self.register_buffer("frequencies", 10000.0 ** -torch.linspace(0, 1, WIDTH // 2))
+        self.register_buffer("frequencies", 10000.0 ** -torch.linspace(0, 1, ROTARY // 2))
 
     def write(self, history: Tensor) -> None:
         """Stores the keys and values of history [n * 32, D], un-rotated, one page a block."""
@@ -68,7 +69,7 @@ def main() -> None:
     layer.kv.weight[: KV_HEADS * WIDTH] = by_group.sum(1).flatten(0, 1)
     history = torch.randn(pages * PLACES, model_width)
     layer.write(history)
-    question = 20.0 * history[5000:5016]
+    question = 10.0 * history[5000:5016]
     chosen = choose_pages(layer, question, pages, budget)
     everything = torch.arange(pages, dtype=torch.int32)
     _, focused_lse = layer.read(question, pages * PLACES, chosen)

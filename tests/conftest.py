@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 import warnings
@@ -65,6 +66,7 @@ def _emulated_ops() -> Any:
         if path is None:
             pytest.skip("the emulated twin is not built: configure with -DMC_BUILD_TESTS=ON")
         torch.ops.load_library(str(path))
+        torch.ops.megacontext_emu.set_heeds_fill(True)
     torch.ops.megacontext_emu.set_thread_order(EMULATED_THREAD_ORDER_SEED)
     return torch.ops.megacontext_emu
 
@@ -134,5 +136,8 @@ def _poisoned_outputs(request: pytest.FixtureRequest) -> Iterator[None]:
         warnings.simplefilter("ignore", UserWarning)
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = True
+        importlib.import_module("megacontext_ext.ops")
+        torch.ops.megacontext.set_heeds_fill(True)
         yield
+        torch.ops.megacontext.set_heeds_fill(False)
         torch.use_deterministic_algorithms(before)

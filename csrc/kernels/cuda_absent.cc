@@ -47,7 +47,7 @@ Status attend_backward_cuda(const FocusedAttention&, const FocusedAttentionGrads
   return cuda_absent("focused_attention_backward");
 }
 Status make_read_plan_cuda(const ReadPlanRequest&, const TensorView&, const TensorView&,
-                           const Exec&) {
+                           const TensorView&, const Exec&) {
   return cuda_absent("make_read_plan");
 }
 Status merge_attention_cuda(const TensorView&, const TensorView&, const TensorView&,

@@ -48,5 +48,7 @@ void raise_if_error(const Status& status);
 
 Tensor empty_like_device(const Tensor& like, std::initializer_list<int64_t> shape,
                          ScalarType dtype);
+// For tests: outputs are filled with NaN where torch.utils.deterministic asks for it.
+void set_heeds_fill(bool heeds);
 
 }  // namespace mc::torch_ops

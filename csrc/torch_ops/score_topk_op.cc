@@ -121,25 +121,30 @@ Selection op_score_topk_at(Tensor queries, Tensor rows, Tensor candidates, int64
 
 STABLE_TORCH_LIBRARY_FRAGMENT(MC_OPS_NAMESPACE, m) {
   m.def("topk(Tensor scores, int k, Tensor? mask=None) -> (Tensor values, Tensor indices)");
+  // Without an autograd rule: 4 us less a call.
+  m.def("topk_no_grad(Tensor scores, int k, Tensor? mask=None) -> (Tensor values, Tensor indices)");
   m.def("topk_out(Tensor scores, Tensor? mask, Tensor(a!) values, Tensor(b!) indices) -> ()");
   m.def(
       "score_topk(Tensor queries, Tensor rows, int k, Tensor? scales=None, Tensor? mask=None) -> "
       "(Tensor values, Tensor indices)");
   m.def(
+      "score_topk_no_grad(Tensor queries, Tensor rows, int k, Tensor? scales=None, Tensor? "
+      "mask=None) -> (Tensor values, Tensor indices)");
+  m.def(
       "score_topk_at(Tensor queries, Tensor rows, Tensor candidates, int k, Tensor? scales=None) "
       "-> (Tensor values, Tensor indices)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(MC_OPS_NAMESPACE, CPU, m) {
-  m.impl("topk", TORCH_BOX(&mc::torch_ops::op_topk));
-  m.impl("topk_out", TORCH_BOX(&mc::torch_ops::op_topk_out));
-  m.impl("score_topk", TORCH_BOX(&mc::torch_ops::op_score_topk));
+#define MC_IMPL_SCORE_TOPK(m)                                             \
+  m.impl("topk", TORCH_BOX(&mc::torch_ops::op_topk));                     \
+  m.impl("topk_no_grad", TORCH_BOX(&mc::torch_ops::op_topk));             \
+  m.impl("topk_out", TORCH_BOX(&mc::torch_ops::op_topk_out));             \
+  m.impl("score_topk", TORCH_BOX(&mc::torch_ops::op_score_topk));         \
+  m.impl("score_topk_no_grad", TORCH_BOX(&mc::torch_ops::op_score_topk)); \
   m.impl("score_topk_at", TORCH_BOX(&mc::torch_ops::op_score_topk_at));
-}
+
+STABLE_TORCH_LIBRARY_IMPL(MC_OPS_NAMESPACE, CPU, m){MC_IMPL_SCORE_TOPK(m)}
 
 STABLE_TORCH_LIBRARY_IMPL(MC_OPS_NAMESPACE, CUDA, m) {
-  m.impl("topk", TORCH_BOX(&mc::torch_ops::op_topk));
-  m.impl("topk_out", TORCH_BOX(&mc::torch_ops::op_topk_out));
-  m.impl("score_topk", TORCH_BOX(&mc::torch_ops::op_score_topk));
-  m.impl("score_topk_at", TORCH_BOX(&mc::torch_ops::op_score_topk_at));
+  MC_IMPL_SCORE_TOPK(m)
 }

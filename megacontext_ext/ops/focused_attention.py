@@ -16,6 +16,7 @@ from torch import Tensor
 
 from megacontext_ext.entry_table import PLAIN_RULES, AttentionRules, EntryTable, ReadPlan, Rope
 from megacontext_ext.ops._errors import refused
+from megacontext_ext.ops._grad import needs_graph
 from megacontext_ext.ops._load import load
 
 load()
@@ -67,8 +68,9 @@ def focused_attention(
     """
     rope = rules.rope
     scale = 1.0 / math.sqrt(q.shape[-1]) if rules.scale is None else rules.scale
+    wanted = needs_graph(q, keys, values, table.bias, rules.sink)
     return _raising(
-        _ops.focused_attention,
+        _ops.focused_attention if wanted else _ops.focused_attention_no_grad,
         *(q, keys, values, table.rows, table.positions, table.bias),
         *(plan.query_starts, plan.query_positions, plan.counts, plan.blocks, rules.sink),
         *(None if rope is None else rope.keys, None if rope is None else rope.queries),
@@ -140,6 +142,7 @@ def _raising(op: Callable[..., Any], *arguments: Any) -> Any:
         raise refused(error) from None
 
 
+@torch.library.register_fake("megacontext::focused_attention_no_grad")
 @torch.library.register_fake("megacontext::focused_attention")
 def _focused_attention_fake(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(q), q.new_empty(q.shape[:2], dtype=torch.float32)

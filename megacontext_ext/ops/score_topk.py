@@ -10,6 +10,7 @@ from torch import Tensor
 
 from megacontext_ext.errors import InvalidArgument
 from megacontext_ext.ops._errors import refused
+from megacontext_ext.ops._grad import needs_graph
 from megacontext_ext.ops._load import load
 
 __all__ = ["score_beam", "score_topk", "score_topk_at", "topk"]
@@ -40,8 +41,9 @@ def topk(scores: Tensor, k: int, mask: Tensor | None = None) -> tuple[Tensor, Te
     ``torch.ops.megacontext.topk_out(scores, mask, values, indices)`` writes into given tensors.
     Source: threshold from a sample, then exact radix selection; see csrc/kernels/score_topk.
     """
+    op = _OPS.topk if needs_graph(scores) else _OPS.topk_no_grad
     try:
-        return _OPS.topk(scores, k, mask)
+        return op(scores, k, mask)
     except RuntimeError as error:
         raise refused(error) from None
 
@@ -75,8 +77,9 @@ def score_topk(
 
     Cost: one read of the allowed rows for every 4 (CPU) or 8 (CUDA) queries.
     """
+    op = _OPS.score_topk if needs_graph(queries, rows) else _OPS.score_topk_no_grad
     try:
-        return _OPS.score_topk(queries, rows, k, scales, mask)
+        return op(queries, rows, k, scales, mask)
     except RuntimeError as error:
         raise refused(error) from None
 
@@ -161,6 +164,7 @@ def _selection(lists: Sequence[int | torch.SymInt], k: int, like: Tensor) -> tup
     )
 
 
+@torch.library.register_fake("megacontext::topk_no_grad")
 @torch.library.register_fake("megacontext::topk")
 def _topk_fake(scores: Tensor, k: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     return _selection(scores.shape[:-1], k, scores)
@@ -171,6 +175,7 @@ def _topk_out_fake(scores: Tensor, mask: Tensor | None, values: Tensor, indices:
     return None
 
 
+@torch.library.register_fake("megacontext::score_topk_no_grad")
 @torch.library.register_fake("megacontext::score_topk")
 def _score_topk_fake(
     queries: Tensor,

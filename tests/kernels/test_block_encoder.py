@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -264,11 +262,6 @@ def test_two_runs_and_any_number_of_threads_give_the_same_bits(device):
     torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-
-
-def test_the_example_of_the_page_runs():
-    page = Path(__file__).parents[2] / "csrc/kernels/block_encoder/README.md"
-    exec(re.search(r"```python\n(.*?)```", page.read_text(), re.DOTALL)[1], {})
 
 
 def test_opcheck(wrapper_device):

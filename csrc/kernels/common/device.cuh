@@ -36,6 +36,15 @@ MC_DEVICE int warp_index() {
   return static_cast<int>(threadIdx.x) >> 5;
 }
 
+// The same value, of which the compiler knows nothing more: what is computed from it inside a loop
+// is computed there, and not kept in registers from before the loop.
+MC_DEVICE int opaque(int value) {
+#ifndef MC_EMU
+  asm volatile("" : "+r"(value));
+#endif
+  return value;
+}
+
 // ---- numbers
 // -------------------------------------------------------------------------------------
 

@@ -42,8 +42,9 @@ struct AttendArgs {
   MC_DEVICE int64_t key_row(int row, int place, int kv_head) const {
     return keys_by_place ? pool_row(place, kv_head, 5) : pool_row(row, kv_head, page_shift);
   }
+  MC_DEVICE int bias_row(int head) const { return head * bias_heads / query_heads; }
   MC_DEVICE const float* bias_of(int head) const {
-    return bias + int64_t{head * bias_heads / query_heads} * block_count * kBlockPlaces;
+    return bias + int64_t{bias_row(head)} * block_count * kBlockPlaces;
   }
   // Least visible position, given the query's.
   MC_DEVICE int oldest(int position) const {

@@ -8,9 +8,10 @@
 //   top of turn j: tile j and the row numbers of tile j + 1 have arrived
 //                  start tile j + 1 and the row numbers of tile j + 2, then compute tile j
 //
-// Row numbers travel one turn ahead, so that no copy waits for an address. Shared rows are
-// swizzled: 16-byte cell c of row r lies at cell c ^ (r % 8), which makes ldmatrix free of bank
-// conflicts. Source: FlashAttention-2 (Dao 2023) for the loop and the division of work among warps.
+// Row numbers travel one turn ahead, so that no copy waits for an address; positions and bias go
+// with them, so that a score waits for nothing but shared memory. Shared rows are swizzled: 16-byte
+// cell c of row r lies at cell c ^ (r % 8), which makes ldmatrix free of bank conflicts. Source:
+// FlashAttention-2 (Dao 2023) for the loop and the division of work among warps.
 #pragma once
 
 #include "kernels/focused_attention/attend_args.cuh"
@@ -23,13 +24,18 @@ struct MmaShape {
   static constexpr int kWarpRows = 16 * kM;
   static constexpr int kRows = kWarps * kWarpRows;
   static constexpr int kPlaces = kBlocks * static_cast<int>(kBlockPlaces);
-  static constexpr int kCells = kWidth / 8;      // 16-byte cells of a row
-  static constexpr int kKeyTiles = kPlaces / 8;  // 16x8 score tiles
-  static constexpr int kOutTiles = kWidth / 8;   // 16x8 output tiles
-  static constexpr int kRing = 3;                // turns of row numbers in flight
+  static constexpr int kCells = kWidth / 8;  // 16-byte cells of a row
+  // Places whose scores are in registers at once: beside 32 rows of wide output there is room for
+  // one block, and more would spill.
+  static constexpr int kStep = kM == 2 && kWidth >= 128 ? static_cast<int>(kBlockPlaces) : kPlaces;
+  static constexpr int kKeyTiles = kStep / 8;   // 16x8 score tiles
+  static constexpr int kOutTiles = kWidth / 8;  // 16x8 output tiles
+  static constexpr int kRing = 3;               // turns of row numbers in flight
+  static constexpr int kBiasRows = 4;           // bias of so many heads travels along
+  static constexpr int kTurnNumbers = (2 + kBiasRows) * kPlaces;
   static constexpr int kStageElements = 2 * kPlaces * kWidth;
   static constexpr size_t kSmemBytes =
-      sizeof(T) * (kRows * kWidth + 2 * kStageElements) + sizeof(int) * kRing * 2 * kPlaces;
+      sizeof(T) * (kRows * kWidth + 2 * kStageElements) + sizeof(int) * kRing * kTurnNumbers;
 };
 
 // Where cell c of row r lies in a tile of shared memory, in elements.
@@ -45,8 +51,9 @@ struct MmaAttention {
   const AttendArgs& args;
   T* queries;  // [kRows, kWidth]
   T* stages;   // [2][keys, values][kPlaces, kWidth]
-  int* ring;   // [kRing][rows, positions][kPlaces]
+  int* ring;   // [kRing][rows, positions, bias of kBiasRows heads as float][kPlaces]
   int kv_head, first_query, query_count, row_count, row0;
+  int first_bias, bias_rows;  // what the ring holds; 0 rows: no bias, or more heads than fit
   const int* list;
   int list_count;
 
@@ -81,19 +88,23 @@ struct MmaAttention {
     }
   }
 
-  // Starts the row numbers and positions of turn j on their way; absent blocks get row -1.
+  MC_DEVICE const void* numbers_of_bias(int kind) const {
+    return args.bias + int64_t{first_bias + kind - 2} * args.block_count * kBlockPlaces;
+  }
+
+  // Starts the row numbers, positions and bias of turn j on their way; absent blocks get row -1.
   MC_DEVICE void load_numbers(int turn) {
     constexpr int kQuads = S::kPlaces / 4;
-    int* to = ring + turn % S::kRing * 2 * S::kPlaces;
-    for (int i = threadIdx.x; i < 2 * kQuads; i += S::kThreads) {
-      const int quad = i % kQuads;
-      const bool is_position = i >= kQuads;
+    int* to = ring + turn % S::kRing * S::kTurnNumbers;
+    for (int i = threadIdx.x; i < (2 + bias_rows) * kQuads; i += S::kThreads) {
+      const int quad = i % kQuads, kind = i / kQuads;  // 0: rows, 1: positions, then bias
       const int entry = listed(turn * kBlocks + quad / 8);
-      int* quad_to = to + (is_position ? S::kPlaces : 0) + quad * 4;
-      const int* from = is_position ? args.positions : args.rows;
+      int* quad_to = to + i * 4;
+      const void* from = kind == 0 ? args.rows : kind == 1 ? args.positions : numbers_of_bias(kind);
       if (entry >= 0 && from != nullptr) {
         const int block = entry & (static_cast<int>(kFullBlock) - 1);
-        cp_async16(quad_to, from + int64_t{block} * kBlockPlaces + quad % 8 * 4);
+        cp_async16(quad_to,
+                   static_cast<const int*>(from) + int64_t{block} * kBlockPlaces + quad % 8 * 4);
       } else {
         quad_to[0] = quad_to[1] = quad_to[2] = quad_to[3] = -1;
       }
@@ -101,7 +112,7 @@ struct MmaAttention {
   }
 
   MC_DEVICE void load_tile(int turn) {
-    const int* rows = ring + turn % S::kRing * 2 * S::kPlaces;
+    const int* rows = ring + turn % S::kRing * S::kTurnNumbers;
     T* keys = stages + turn % 2 * S::kStageElements;
     T* values = keys + S::kPlaces * kWidth;
 #pragma unroll 4
@@ -123,9 +134,9 @@ struct MmaAttention {
     }
   }
 
-  // scores = q . k for the warp's rows and the tile's places.
+  // scores = q . k for the warp's rows and the places of a step.
   MC_DEVICE void score(const T* keys, float (&scores)[kM][S::kKeyTiles][4]) {
-    const int lane = lane_index();
+    const int lane = opaque(lane_index());  // else addresses fill the registers, and some spill
     const T* mine = queries + warp_index() * S::kWarpRows * kWidth;
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
@@ -156,13 +167,38 @@ struct MmaAttention {
     }
   }
 
-  // Turns dot products into scores in log2 units where that is more than a factor.
-  MC_DEVICE void shape_scores(int turn, int m, float (&scores)[S::kKeyTiles][4]) {
+  // Bias of a thread's two columns of key tile n, for one row.
+  MC_DEVICE float2 bias_at(int turn, int first, int n, const float* staged, const float* pool) {
     const int column = 2 * (lane_index() & 3);
+    float2 more = make_float2(0.f, 0.f);
+    if (staged != nullptr) {
+      memcpy(&more, staged + n * 8 + column, sizeof more);
+    } else {
+      const int entry = listed(turn * kBlocks + first / 32 + n / 4);
+      const int block = entry & (static_cast<int>(kFullBlock) - 1);
+      const float* from = pool + int64_t{block} * kBlockPlaces + n % 4 * 8 + column;
+      if (entry >= 0) memcpy(&more, from, sizeof more);
+    }
+    return more;
+  }
+
+  // The ring's bias of a turn's places for one of its heads; null where it holds none.
+  MC_DEVICE const float* staged_bias(int turn, int row) const {
+    if (bias_rows == 0) return nullptr;
+    const int which = bias_rows == 1 ? 0 : args.bias_row(head_of(row)) - first_bias;
+    const int* numbers = ring + turn % S::kRing * S::kTurnNumbers;
+    return reinterpret_cast<const float*>(numbers + (2 + which) * S::kPlaces);
+  }
+
+  // Turns dot products into scores where that is more than a factor.
+  MC_DEVICE void shape_scores(int turn, int first, int m, float (&scores)[S::kKeyTiles][4]) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = min(thread_row(m, half), row_count - 1);
-      const float* bias = args.bias == nullptr ? nullptr : args.bias_of(head_of(row));
+      const float* staged = staged_bias(turn, row);
+      if (staged != nullptr) staged += first;
+      const float* pool =
+          args.bias == nullptr || staged != nullptr ? nullptr : args.bias_of(head_of(row));
 #pragma unroll
       for (int n = 0; n < S::kKeyTiles; ++n) {
         float* pair = &scores[n][2 * half];
@@ -172,23 +208,18 @@ struct MmaAttention {
           pair[0] = capped(pair[0], args.softcap);
           pair[1] = capped(pair[1], args.softcap);
         }
-        const int entry = listed(turn * kBlocks + n / 4);
-        if (bias != nullptr && entry >= 0) {
-          const int block = entry & (static_cast<int>(kFullBlock) - 1);
-          float2 more;
-          memcpy(&more, bias + int64_t{block} * kBlockPlaces + n % 4 * 8 + column, sizeof more);
+        if (args.bias != nullptr) {
+          const float2 more = bias_at(turn, first, n, staged, pool);
           pair[0] += more.x;
           pair[1] += more.y;
         }
-        pair[0] *= kLog2E;
-        pair[1] *= kLog2E;
       }
     }
   }
 
-  MC_DEVICE void hide(int turn, int m, float (&scores)[S::kKeyTiles][4]) {
+  MC_DEVICE void hide(int turn, int first, int m, float (&scores)[S::kKeyTiles][4]) {
     const int column = 2 * (lane_index() & 3);
-    const int* rows = ring + turn % S::kRing * 2 * S::kPlaces;
+    const int* rows = ring + turn % S::kRing * S::kTurnNumbers + first;
     const int* positions = rows + S::kPlaces;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -208,17 +239,18 @@ struct MmaAttention {
     }
   }
 
-  MC_DEVICE bool all_full(int turn) const {
+  MC_DEVICE bool all_full(int turn, int first) const {
     bool full = true;
 #pragma unroll
-    for (int b = 0; b < kBlocks; ++b) {
-      const int entry = listed(turn * kBlocks + b);
+    for (int b = 0; b < S::kStep / 32; ++b) {
+      const int entry = listed(turn * kBlocks + first / 32 + b);
       full = full && entry >= 0 && (entry & static_cast<int>(kFullBlock)) != 0;
     }
     return full;
   }
 
-  // Scores become weights; earlier output is scaled down where the maximum grew.
+  // Scores times `factor` (to log2 units) become weights; earlier output is scaled down where the
+  // maximum grew.
   MC_DEVICE void soften(int m, float factor, float (&scores)[S::kKeyTiles][4]) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -244,7 +276,8 @@ struct MmaAttention {
         }
       }
       top[m][half] = after;
-      sum[m][half] = sum[m][half] * kept + total;  // of this thread's columns only
+      sum[m][half] = sum[m][half] * kept + total;                // of this thread's columns only
+      if (__ballot_sync(kFullMask, kept != 1.f) == 0) continue;  // most turns: no new maximum
 #pragma unroll
       for (int n = 0; n < S::kOutTiles; ++n) {
         out[m][n][2 * half] *= kept;
@@ -254,9 +287,9 @@ struct MmaAttention {
   }
 
   MC_DEVICE void add_values(const T* values, const float (&weights)[kM][S::kKeyTiles][4]) {
-    const int lane = lane_index();
+    const int lane = opaque(lane_index());
 #pragma unroll
-    for (int k = 0; k < S::kPlaces / 16; ++k) {
+    for (int k = 0; k < S::kStep / 16; ++k) {
       uint32_t a[kM][4];
 #pragma unroll
       for (int m = 0; m < kM; ++m) {
@@ -281,17 +314,20 @@ struct MmaAttention {
 
   MC_DEVICE void compute(int turn) {
     const T* keys = stages + turn % 2 * S::kStageElements;
-    float scores[kM][S::kKeyTiles][4];
-    score(keys, scores);
     const bool shaped = args.softcap > 0.f || args.bias != nullptr;
-    const bool full = all_full(turn);
+#pragma unroll 1
+    for (int first = 0; first < S::kPlaces; first += S::kStep) {
+      float scores[kM][S::kKeyTiles][4];
+      score(keys + first * kWidth, scores);
+      const bool full = all_full(turn, first);
 #pragma unroll
-    for (int m = 0; m < kM; ++m) {
-      if (shaped) shape_scores(turn, m, scores[m]);
-      if (!full) hide(turn, m, scores[m]);
-      soften(m, shaped ? 1.f : args.scale * kLog2E, scores[m]);
+      for (int m = 0; m < kM; ++m) {
+        if (shaped) shape_scores(turn, first, m, scores[m]);
+        if (!full) hide(turn, first, m, scores[m]);
+        soften(m, (shaped ? 1.f : args.scale) * kLog2E, scores[m]);
+      }
+      add_values(keys + (S::kPlaces + first) * kWidth, scores);
     }
-    add_values(keys + S::kPlaces * kWidth, scores);
   }
 
   MC_DEVICE void run_list() {
@@ -390,7 +426,14 @@ struct MmaAttention {
     const int share = (all_turns + args.splits - 1) / args.splits * kBlocks;
     list = args.blocks + int64_t{which} * args.capacity + int64_t{split} * share;
     list_count = *cut ? 0 : max(0, min(share, total - split * share));
-    return row0 < row_count;
+    if (row0 >= row_count) return false;
+    bias_rows = 0;
+    if (args.bias != nullptr) {
+      first_bias = args.bias_row(head_of(row0));
+      const int last = args.bias_row(head_of(min(row0 + S::kRows, row_count) - 1));
+      if (last - first_bias < S::kBiasRows) bias_rows = last - first_bias + 1;
+    }
+    return true;
   }
 };
 

@@ -9,7 +9,7 @@ namespace mc::focused {
 
 template <class T, int kWidth, int kWarps>
 struct QueryGradient {
-  static constexpr int kBlocks = 1;
+  static constexpr int kBlocks = 1;  // a turn is one block, so a step is too
   using Forward = MmaAttention<T, kWidth, 1, kWarps, kBlocks>;
   using S = typename Forward::S;
   static constexpr size_t kSmemBytes = S::kSmemBytes + sizeof(T) * S::kRows * kWidth;
@@ -67,18 +67,19 @@ struct QueryGradient {
   MC_DEVICE void grad_scores(int turn, float (&scores)[S::kKeyTiles][4],
                              const float (&grads)[S::kKeyTiles][4]) {
     const AttendArgs& args = tiles.args;
-    const int* rows = tiles.ring + turn % S::kRing * 2 * S::kPlaces;
+    const int* rows = tiles.ring + turn % S::kRing * S::kTurnNumbers;
     const int* positions = rows + S::kPlaces;
     const int block = tiles.listed(turn) & (static_cast<int>(kFullBlock) - 1);
-    const bool full = tiles.all_full(turn);
+    const bool full = tiles.all_full(turn, 0);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = min(tiles.thread_row(0, half), tiles.row_count - 1);
       const int now = args.positions == nullptr ? 0 : args.query_positions[tiles.query_of(row)];
       const int oldest = args.oldest(now);
-      const float* bias = args.bias == nullptr
-                              ? nullptr
-                              : args.bias_of(tiles.head_of(row)) + int64_t{block} * kBlockPlaces;
+      const float* bias = tiles.staged_bias(turn, row);
+      if (bias == nullptr && args.bias != nullptr) {
+        bias = args.bias_of(tiles.head_of(row)) + int64_t{block} * kBlockPlaces;
+      }
 #pragma unroll
       for (int n = 0; n < S::kKeyTiles; ++n) {
 #pragma unroll

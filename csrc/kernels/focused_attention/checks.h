@@ -52,4 +52,12 @@ inline Status check_optional(const TensorView& tensor, const char* name, DType d
   return tensor.defined() ? check_tensor(tensor, name, dtype, shape, like) : Status::ok();
 }
 
+// On CUDA whole rows are read 16 bytes at a time; a view that starts in between is refused.
+inline Status check_aligned(const TensorView& tensor, const char* name) {
+  const auto address = reinterpret_cast<uintptr_t>(tensor.data);
+  if (tensor.device == Device::kCpu || address % 16 == 0) return {};
+  return bad(name, " must start at a multiple of 16 bytes, got an address ", address % 16,
+             " bytes beyond one; clone() it");
+}
+
 }  // namespace mc::focused

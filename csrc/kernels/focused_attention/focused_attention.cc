@@ -1,11 +1,14 @@
 // All checks of focused_attention, then one switch on the device.
 #include "kernels/focused_attention/focused_attention.h"
 
+#include <utility>
+
 #include "kernels/focused_attention/checks.h"
 
 namespace mc {
 namespace {
 
+using focused::check_aligned;
 using focused::check_optional;
 using focused::check_tensor;
 
@@ -121,10 +124,26 @@ Status check_values(const FocusedAttention& in) {
   return {};
 }
 
+Status check_alignment(const FocusedAttention& in) {
+  const std::pair<const TensorView*, const char*> read_wide[] = {{&in.q, "q"},
+                                                                 {&in.keys, "keys"},
+                                                                 {&in.values, "values"},
+                                                                 {&in.rows, "rows"},
+                                                                 {&in.positions, "positions"},
+                                                                 {&in.bias, "bias"},
+                                                                 {&in.key_rope, "key_rope"},
+                                                                 {&in.query_rope, "query_rope"}};
+  for (const auto& [tensor, name] : read_wide) {
+    if (tensor->defined()) MC_RETURN_IF_ERROR(check_aligned(*tensor, name));
+  }
+  return {};
+}
+
 Status check_inputs(const FocusedAttention& in) {
   MC_RETURN_IF_ERROR(check_pools(in));
   MC_RETURN_IF_ERROR(check_table(in));
   MC_RETURN_IF_ERROR(check_plan(in));
+  MC_RETURN_IF_ERROR(check_alignment(in));
   return in.q.device == Device::kCpu ? check_values(in) : Status::ok();
 }
 

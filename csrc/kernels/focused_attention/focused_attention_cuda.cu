@@ -10,6 +10,7 @@ constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarp;
 // Thread blocks that keep a large GPU reading when few queries decode: 132 multiprocessors, 4 each.
 constexpr int64_t kDecodeThreadBlocks = 528;
+constexpr int kSplitsMax = kThreads;    // a thread each when they are merged
 constexpr int64_t kSplitBlocksMin = 4;  // a shorter share of a list is not worth its merge
 
 int64_t align256(int64_t bytes) {
@@ -27,7 +28,7 @@ int splits_of(const FocusedAttention& in) {
   const int64_t thread_blocks = std::max<int64_t>(1, in.query_block_count() * in.kv_heads());
   const int64_t wanted = (kDecodeThreadBlocks + thread_blocks - 1) / thread_blocks;
   const int64_t possible = (in.list_capacity() + kSplitBlocksMin - 1) / kSplitBlocksMin;
-  return static_cast<int>(std::clamp<int64_t>(std::min(wanted, possible), 1, 128));
+  return static_cast<int>(std::clamp<int64_t>(std::min(wanted, possible), 1, kSplitsMax));
 }
 
 struct RotateArgs {
@@ -39,12 +40,19 @@ struct RotateArgs {
   int heads, width, half, page_shift;
 };
 
-// One warp a vector. Queries: vector = query * heads + head. Keys: vector is a row of
-// [N, Hkv, 32, E], gathered from the pool; empty places are left alone, nobody reads them.
+constexpr int kRotated = 8;  // pairs a thread turns: 16 bytes of 16-bit values
+
+// Threads of a vector are neighbours; each turns kRotated pairs. Queries: vector = query * heads +
+// head. Keys: vector is a row of [N, Hkv, 32, E], gathered from the pool; empty places are left
+// alone, nobody reads them.
 template <class T>
 __global__ void __launch_bounds__(kThreads) rotate_kernel(RotateArgs args) {
-  const int64_t vector = int64_t{blockIdx.x} * kWarps + warp_index();
+  const int turning = args.half / kRotated;
+  const int threads = turning + (args.width - 2 * args.half) / (2 * kRotated);
+  const int64_t item = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  const int64_t vector = item / threads;
   if (vector >= args.vectors) return;
+  const int part = static_cast<int>(item % threads);
   int64_t source = vector, entry = vector / args.heads;
   if (args.rows != nullptr) {
     const int64_t block = vector / (args.heads * 32);
@@ -56,19 +64,33 @@ __global__ void __launch_bounds__(kThreads) rotate_kernel(RotateArgs args) {
     source = ((page * args.heads + head) << args.page_shift) + (row & ((1 << args.page_shift) - 1));
   }
   const T* from = static_cast<const T*>(args.from) + source * args.width;
-  const float* table = args.table + entry * 2 * args.half;
   T* to = static_cast<T*>(args.to) + vector * args.width;
-  for (int j = lane_index(); j < args.half; j += kWarp) {
-    const float cosine = table[j], sine = table[args.half + j];
-    const float first = to_float(from[j]), second = to_float(from[args.half + j]);
-    to[j] = from_float<T>(first * cosine - second * sine);
-    to[args.half + j] = from_float<T>(second * cosine + first * sine);
+  if (part >= turning) {  // columns beyond the rotary ones
+    const int j = 2 * (args.half + (part - turning) * kRotated);
+    store_pack(to + j, load_pack<kRotated>(from + j));
+    store_pack(to + j + kRotated, load_pack<kRotated>(from + j + kRotated));
+    return;
   }
-  for (int j = 2 * args.half + lane_index(); j < args.width; j += kWarp) to[j] = from[j];
+  const int j = part * kRotated;
+  const float* table = args.table + entry * 2 * args.half + j;
+  auto first = load_pack<kRotated>(from + j), second = load_pack<kRotated>(from + args.half + j);
+#pragma unroll
+  for (int i = 0; i < kRotated; i += 4) {
+    const auto cosines = load_pack<4>(table + i), sines = load_pack<4>(table + args.half + i);
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      const float x = to_float(first.value[i + n]), y = to_float(second.value[i + n]);
+      first.value[i + n] = from_float<T>(x * cosines.value[n] - y * sines.value[n]);
+      second.value[i + n] = from_float<T>(y * cosines.value[n] + x * sines.value[n]);
+    }
+  }
+  store_pack(to + j, first);
+  store_pack(to + args.half + j, second);
 }
 
 Status launch_rotate(DType dtype, const RotateArgs& args, const Exec& exec) {
-  const dim3 grid(static_cast<unsigned>((args.vectors + kWarps - 1) / kWarps)), block(kThreads);
+  const int64_t items = args.vectors * (args.width / (2 * kRotated));
+  const dim3 grid(static_cast<unsigned>((items + kThreads - 1) / kThreads)), block(kThreads);
   switch (dtype) {
     case DType::kF32: return MC_LAUNCH(rotate_kernel<float>, grid, block, 0, exec.stream, args);
     case DType::kBF16: return MC_LAUNCH(rotate_kernel<bf16>, grid, block, 0, exec.stream, args);
@@ -86,34 +108,40 @@ struct MergeArgs {
   int splits, width, heads;
 };
 
-// One warp a row of the output; the sink joins here.
+// One thread block a row of the output; the sink joins here. Warps take the splits in turn, so that
+// many loads are on their way at once; their sums are added in the order of warps.
 template <class T>
 __global__ void __launch_bounds__(kThreads) merge_splits_kernel(MergeArgs args) {
-  const int64_t row = int64_t{blockIdx.x} * kWarps + warp_index();
-  if (row >= args.rows) return;
+  __shared__ float weights[kSplitsMax];
+  __shared__ float scratch[kWarp];
+  __shared__ float parts[kWarps][256];
+  const int64_t row = blockIdx.x;
+  const int thread = static_cast<int>(threadIdx.x);
   const float sink = args.sink == nullptr ? -INFINITY : args.sink[row % args.heads];
-  float top = sink;
-  for (int s = lane_index(); s < args.splits; s += kWarp) {
-    top = fmaxf(top, args.part_lse[s * args.rows + row]);
-  }
-  top = warp_max(top);
+  const float own = thread < args.splits ? args.part_lse[thread * args.rows + row] : -INFINITY;
+  const float top = fmaxf(block_max(own, scratch), sink);
   const float anchor = top == -INFINITY ? 0.f : top;
-  float total = 0.f;
-  for (int s = lane_index(); s < args.splits; s += kWarp) {
-    total += expf(args.part_lse[s * args.rows + row] - anchor);
-  }
-  total = warp_sum(total) + expf(sink - anchor);
+  const float weight = expf(own - anchor);
+  weights[thread] = weight;
+  const float total = block_sum(weight, scratch) + expf(sink - anchor);  // its barriers: weights
   const float factor = total == 0.f ? 0.f : 1.f / total;
-  for (int e = lane_index(); e < args.width; e += kWarp) {
-    float sum = 0.f;
-    for (int s = 0; s < args.splits; ++s) {
-      const float lse = args.part_lse[s * args.rows + row];
-      if (lse == -INFINITY) continue;
-      sum += expf(lse - anchor) * args.part_out[(s * args.rows + row) * args.width + e];
+  for (int e = 4 * lane_index(); e < args.width; e += 4 * kWarp) {
+    Pack<float, 4> sum{};
+#pragma unroll 4
+    for (int s = warp_index(); s < args.splits; s += kWarps) {
+      const auto part = load_pack<4>(args.part_out + (s * args.rows + row) * args.width + e);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum.value[i] += weights[s] * part.value[i];
     }
+    for (int i = 0; i < 4; ++i) parts[warp_index()][e + i] = sum.value[i];
+  }
+  __syncthreads();
+  for (int e = thread; e < args.width; e += kThreads) {
+    float sum = 0.f;
+    for (int w = 0; w < kWarps; ++w) sum += parts[w][e];
     static_cast<T*>(args.out)[row * args.width + e] = from_float<T>(sum * factor);
   }
-  if (lane_index() == 0) args.lse[row] = total == 0.f ? -INFINITY : anchor + logf(total);
+  if (thread == 0) args.lse[row] = total == 0.f ? -INFINITY : anchor + logf(total);
 }
 
 Status attend_mma(const FocusedAttention& in, const AttendArgs& args, const Exec& exec) {
@@ -217,7 +245,7 @@ Status attend_cuda(const FocusedAttention& in, const TensorView& out, const Tens
   const MergeArgs merge{args.part_out,   args.part_lse, args.sink,   args.out,
                         args.lse,        rows,          args.splits, static_cast<int>(in.width()),
                         args.query_heads};
-  const dim3 grid(static_cast<unsigned>((rows + kWarps - 1) / kWarps)), block(kThreads);
+  const dim3 grid(static_cast<unsigned>(rows)), block(kThreads);
   if (in.q.dtype == DType::kBF16) {
     return MC_LAUNCH(merge_splits_kernel<bf16>, grid, block, 0, exec.stream, merge);
   }

@@ -9,8 +9,13 @@ namespace mc {
 using focused::check_optional;
 using focused::check_tensor;
 
+int64_t make_read_plan_workspace_bytes(const ReadPlanRequest& in) {
+  if (in.rows.device == Device::kCpu || in.rows.rank < 1) return 0;
+  return in.rows.shape[0] * kExtentBytes;
+}
+
 Status make_read_plan(const ReadPlanRequest& in, const TensorView& counts, const TensorView& blocks,
-                      const Exec& exec) {
+                      const TensorView& workspace, const Exec& exec) {
   const TensorView& like = in.rows;
   MC_RETURN_IF_ERROR(check_tensor(in.rows, "rows", DType::kI32, {-1, kBlockPlaces}, like));
   MC_RETURN_IF_ERROR(check_tensor(in.query_starts, "query_starts", DType::kI32, {-1}, like));
@@ -36,7 +41,12 @@ Status make_read_plan(const ReadPlanRequest& in, const TensorView& counts, const
   MC_RETURN_IF_ERROR(check_tensor(counts, "counts", DType::kI32, {heads, query_blocks}, like));
   MC_RETURN_IF_ERROR(check_tensor(blocks, "blocks", DType::kI32, {heads, query_blocks, -1}, like));
   if (like.device == Device::kCpu) return focused::make_read_plan_cpu(in, counts, blocks, exec);
-  return focused::make_read_plan_cuda(in, counts, blocks, exec);
+  const int64_t bytes = make_read_plan_workspace_bytes(in);
+  if (workspace.numel() < bytes || workspace.device != like.device) {
+    return focused::bad("workspace must have at least ", bytes, " bytes on the device, got ",
+                        workspace.numel());
+  }
+  return focused::make_read_plan_cuda(in, counts, blocks, workspace, exec);
 }
 
 Status merge_attention(const TensorView& outs, const TensorView& lses, const TensorView& out,

@@ -18,13 +18,17 @@
 
 namespace mc {
 
+inline constexpr int64_t kExtentBytes = 16;  // what the device keeps of a block between launches
+
 struct ReadPlanRequest {
   TensorView rows, positions, query_starts, query_positions, block_ranges, block_mask;
   int64_t window = 0;
 };
 
+// Bytes of device memory that the call below needs; 0 on CPU. The contents need not be cleared.
+int64_t make_read_plan_workspace_bytes(const ReadPlanRequest& in);
 Status make_read_plan(const ReadPlanRequest& in, const TensorView& counts, const TensorView& blocks,
-                      const Exec& exec);
+                      const TensorView& workspace, const Exec& exec);
 Status merge_attention(const TensorView& outs, const TensorView& lses, const TensorView& out,
                        const TensorView& lse, const Exec& exec);
 
@@ -33,7 +37,7 @@ namespace focused {
 Status make_read_plan_cpu(const ReadPlanRequest& in, const TensorView& counts,
                           const TensorView& blocks, const Exec& exec);
 Status make_read_plan_cuda(const ReadPlanRequest& in, const TensorView& counts,
-                           const TensorView& blocks, const Exec& exec);
+                           const TensorView& blocks, const TensorView& workspace, const Exec& exec);
 Status merge_attention_cpu(const TensorView& outs, const TensorView& lses, const TensorView& out,
                            const TensorView& lse, const Exec& exec);
 Status merge_attention_cuda(const TensorView& outs, const TensorView& lses, const TensorView& out,

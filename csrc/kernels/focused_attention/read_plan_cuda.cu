@@ -1,5 +1,7 @@
-// make_read_plan and merge_attention on CUDA. A warp makes one list: its lanes look at 32 blocks at
-// a time, a ballot gives each listed block its slot, so lists are ascending and never need a sync.
+// make_read_plan and merge_attention on CUDA. Two launches make a plan. The first reads the table
+// once: a warp sums up each block. In the second a warp makes one list: its lanes look at 32 blocks
+// at a time, a ballot gives each listed block its slot, so lists are ascending and never need a
+// sync.
 #include <algorithm>
 
 #include "kernels/common/device.cuh"
@@ -12,6 +14,7 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kNever = 0x7fffffff;
+constexpr int kAhead = 4;  // groups of 32 blocks whose loads a warp starts together
 
 struct PlanArgs {
   const int* rows;
@@ -22,36 +25,17 @@ struct PlanArgs {
   const unsigned char* mask;
   int* counts;
   int* blocks;
+  struct Extent* extents;  // [N]
   int lists, query_blocks, block_count, capacity;
   int64_t window;
 };
 
-struct Extent {  // of one block, see read_plan_cpu.cc
+struct alignas(kExtentBytes) Extent {  // of one block, see read_plan_cpu.cc
   int first, last;
-  bool sinks, filled, any;
+  int sinks;   // a filled place is a sink
+  int filled;  // number of filled places
 };
-
-MC_DEVICE Extent extent_of(const PlanArgs& args, int block) {
-  Extent extent{kNever, -1, false, true, false};
-  for (int j = 0; j < kBlockPlaces; j += 4) {
-    const int64_t at = int64_t{block} * kBlockPlaces + j;
-    int row[4], position[4] = {-1, -1, -1, -1};
-    memcpy(row, args.rows + at, sizeof row);
-    if (args.query_positions != nullptr) memcpy(position, args.positions + at, sizeof position);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const bool is_filled = row[i] >= 0, is_sink = position[i] < 0;
-      extent.filled = extent.filled && is_filled;
-      extent.any = extent.any || is_filled;
-      extent.sinks = extent.sinks || (is_filled && is_sink);
-      if (is_filled && !is_sink) {
-        extent.first = min(extent.first, position[i]);
-        extent.last = max(extent.last, position[i]);
-      }
-    }
-  }
-  return extent;
-}
+static_assert(sizeof(Extent) == kExtentBytes);
 
 MC_DEVICE int reduce_min(int value) {
   for (int step = 16; step > 0; step >>= 1) {
@@ -60,15 +44,30 @@ MC_DEVICE int reduce_min(int value) {
   return value;
 }
 
+__global__ void __launch_bounds__(kThreads) block_extent_kernel(PlanArgs args) {
+  const int block = static_cast<int>(blockIdx.x) * kWarps + warp_index();
+  if (block >= args.block_count) return;  // whole warps; no barrier follows
+  const int64_t at = int64_t{block} * kBlockPlaces + lane_index();
+  const bool filled = args.rows[at] >= 0;
+  const int position = args.query_positions == nullptr ? -1 : args.positions[at];
+  const bool counts = filled && position >= 0;
+  Extent extent;
+  extent.first = reduce_min(counts ? position : kNever);
+  extent.last = -reduce_min(counts ? -position : 1);
+  extent.sinks = __ballot_sync(kFullMask, filled && position < 0) != 0;
+  extent.filled = __popc(__ballot_sync(kFullMask, filled));
+  if (lane_index() == 0) args.extents[block] = extent;
+}
+
 // 0: not listed; 1: listed; 2: listed and fully visible.
 MC_DEVICE int listing(const Extent& block, int64_t reach_first, int64_t reach_last,
                       int64_t window) {
-  if (!block.any) return 0;
+  if (block.filled == 0) return 0;
   const bool near = block.first <= reach_last && (window == 0 || block.last > reach_first - window);
   if (!block.sinks && !near) return 0;
   const bool in_reach =
       block.last <= reach_first && (window == 0 || block.first > reach_last - window);
-  return block.filled && (block.last < 0 || in_reach) ? 2 : 1;
+  return block.filled == kBlockPlaces && (block.last < 0 || in_reach) ? 2 : 1;
 }
 
 __global__ void __launch_bounds__(kThreads) make_read_plan_kernel(PlanArgs args) {
@@ -93,17 +92,27 @@ __global__ void __launch_bounds__(kThreads) make_read_plan_kernel(PlanArgs args)
   }
   int* to = args.blocks + int64_t{list} * args.capacity;
   int count = 0;
-  for (int base = first; base < last; base += kWarp) {
-    const int block = base + lane;
-    int kind = 0;
-    if (block < last &&
-        (args.mask == nullptr || args.mask[int64_t{list} * args.block_count + block] != 0)) {
-      kind = listing(extent_of(args, block), reach_first, reach_last, args.window);
+  const unsigned char* mask =
+      args.mask == nullptr ? nullptr : args.mask + int64_t{list} * args.block_count;
+  for (int base = first; base < last; base += kAhead * kWarp) {
+    int kinds[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int block = base + i * kWarp + lane;
+      const bool looks = works && block < last;
+      const Extent extent = looks ? args.extents[block] : Extent{kNever, -1, 0, 0};
+      const bool asked = looks && (mask == nullptr || mask[block] != 0);
+      kinds[i] = asked ? listing(extent, reach_first, reach_last, args.window) : 0;
     }
-    const uint32_t listed = __ballot_sync(kFullMask, kind != 0);
-    const int slot = count + __popc(listed & ((1u << lane) - 1));
-    if (kind != 0 && slot < args.capacity) to[slot] = block + (kind == 2 ? kFullBlock : 0);
-    count += __popc(listed);
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const uint32_t listed = __ballot_sync(kFullMask, kinds[i] != 0);
+      const int slot = count + __popc(listed & ((1u << lane) - 1));
+      if (kinds[i] != 0 && slot < args.capacity) {
+        to[slot] = base + i * kWarp + lane + (kinds[i] == 2 ? kFullBlock : 0);
+      }
+      count += __popc(listed);
+    }
   }
   if (!works) return;
   for (int slot = min(count, args.capacity) + lane; slot < args.capacity; slot += kWarp) {
@@ -147,7 +156,8 @@ __global__ void __launch_bounds__(kThreads) merge_attention_kernel(MergeArgs arg
 }  // namespace
 
 Status make_read_plan_cuda(const ReadPlanRequest& in, const TensorView& counts,
-                           const TensorView& blocks, const Exec& exec) {
+                           const TensorView& blocks, const TensorView& workspace,
+                           const Exec& exec) {
   PlanArgs args{};
   args.rows = in.rows.as<int>();
   args.positions = in.positions.as<int>();
@@ -162,6 +172,10 @@ Status make_read_plan_cuda(const ReadPlanRequest& in, const TensorView& counts,
   args.block_count = static_cast<int>(in.rows.shape[0]);
   args.capacity = static_cast<int>(blocks.shape[2]);
   args.window = in.window;
+  args.extents = static_cast<Extent*>(workspace.data);
+  const dim3 extent_grid(static_cast<unsigned>((args.block_count + kWarps - 1) / kWarps));
+  MC_RETURN_IF_ERROR(
+      MC_LAUNCH(block_extent_kernel, extent_grid, dim3(kThreads), 0, exec.stream, args));
   const dim3 grid(static_cast<unsigned>((args.lists + kWarps - 1) / kWarps));
   return MC_LAUNCH(make_read_plan_kernel, grid, dim3(kThreads), 0, exec.stream, args);
 }

@@ -45,6 +45,23 @@ MC_DEVICE void row_words(uint32_t (&words)[2], const uint32_t (&piece)[4], int s
   }
 }
 
+MC_DEVICE float query_element(const ScoreArgs& args, int64_t at) {
+  return args.queries_are_bf16 ? to_float(static_cast<const bf16*>(args.queries)[at])
+                               : static_cast<const float*>(args.queries)[at];
+}
+
+// The sum as plain floats would have it. The parts of an infinite factor cancel to NaN, and so does
+// a part of 0 by an infinite row; who finds a NaN asks here whether it belongs there.
+template <class T>
+MC_DEVICE float plain_dot(const ScoreArgs& args, int64_t query, int64_t row) {
+  const T* from = static_cast<const T*>(args.rows) + row * args.width;
+  float sum = 0.f;
+  for (int64_t i = 0; i < args.width; ++i) {
+    sum += query_element(args, query * args.width + i) * to_float(from[i]);
+  }
+  return sum;
+}
+
 // fragments[step][part][lane]: what the lane needs of its query for one mma.
 template <class T>
 MC_DEVICE void split_queries(const ScoreArgs& args, int64_t first_query, int parts,
@@ -57,8 +74,7 @@ MC_DEVICE void split_queries(const ScoreArgs& args, int64_t first_query, int par
     float rest[4] = {};
     for (int j = 0; j < 4 && query < args.query_count; ++j) {
       const int64_t at = query * args.width + from + j;
-      rest[j] = args.queries_are_bf16 ? to_float(static_cast<const bf16*>(args.queries)[at])
-                                      : static_cast<const float*>(args.queries)[at];
+      rest[j] = query_element(args, at);
     }
     for (int part = 0; part < parts; ++part) {
       const uint2 packed = make_uint2(pack2<bf16>(rest[0], rest[1]), pack2<bf16>(rest[2], rest[3]));
@@ -137,8 +153,11 @@ __global__ void __launch_bounds__(kMmaThreads, 2) score_mma_kernel(ScoreArgs arg
       const int64_t row = rows[i / 2], query = first_query + 2 * quad + i % 2;
       if (row >= args.count || query >= args.query_count) continue;
       const float scale = args.scales != nullptr ? args.scales[row] : 1.f;
-      args.scores[query * args.count + row] = sums[i] * scale;
+      const bool trusted = fabsf(sums[i]) < INFINITY || !read[i / 2];
+      const float sum = trusted ? sums[i] : plain_dot<T>(args, query, row);
+      args.scores[query * args.count + row] = sum * scale;
     }
+    __syncwarp();  // some lanes may have come late
   }
 }
 
