@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from megacontext.models.port.command import main
+from megacontext.paged.certify import PAGED_CHECKS
 
 if __name__ == "__main__":
-    main()
+    main(more=PAGED_CHECKS)

@@ -15,35 +15,45 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from families import FAMILIES, Family
 
 from megacontext.models import load
+from megacontext.models.catalog import installed
 from megacontext.models.port.arithmetic import BaseShape
 from megacontext.models.port.checks import CHECKS, Subject, Verdict, verdict
+from megacontext.paged.certify import PAGED_CHECKS
 
 TABLE = (
     Path(__file__).resolve().parents[2] / "python" / "megacontext" / "models" / "CAPABILITIES.md"
 )
-REAL = "SmolLM2-135M-Instruct"
+# Real weights, by the names that `load` knows.
+REAL = {"SmolLM2-135M-Instruct": "smollm2"}
+ALL_CHECKS = CHECKS | PAGED_CHECKS
 _MARKS = {"pass": "yes", "degraded": "degraded", "fail": "no"}
 _INTRODUCTION = """# Capabilities of base families
 
 Each row is a model of the family's true architecture: tiny and randomly initialised, but for the
-last, which has real weights. Each column is a check of `port/checks.py`, whose docstring says
-what is asked. `tests/portability` computes every cell and compares it with this page; a
-checkpoint of your own is certified by `pytest -m portability --model PATH` or `megacontext port
-PATH`.
+last, which has real weights. Each column is a check of `port/checks.py` or `paged/certify.py`,
+whose docstring says what is asked. `tests/portability` computes every cell and compares it with
+this page; a checkpoint of your own is certified by `pytest -m portability --model PATH` or `megacontext port PATH`.
 
 `reads_text` is degraded where weights are random. `rotary_positions` is degraded for absolute
 positions: such a base can be used with contiguous positions, but neither timeline positions nor
-keys at another place. Not checked here: paged attention over kept keys (its own tests), real
-weights of other families, int4 weights.
+keys at another place. `paged_memory` (heads of 64 in the tiny models, for which there are kernels)
+is degraded where the architecture has no paged mode yet; the base is then used by recomputing its
+prompt. `graph_capture` is torch.compile's capture as one graph. Not checked here: real weights of
+other families, int4 weights, code that torch.compile generates.
 """
 
 
 @lru_cache(maxsize=2)
 def subject(name: str) -> Subject:
     """The family called `name`, or the real model."""
-    if name == REAL:
-        return Subject(load("smollm2", dtype="float32"))
+    if name in REAL:
+        return Subject(load(REAL[name], dtype="float32"))
     return Subject(family(name).base(), trained=False)
+
+
+def missing(name: str) -> str:
+    """Why a row cannot be computed here: an optional package; empty when it can."""
+    return "" if name not in REAL else installed(REAL[name])
 
 
 def family(name: str) -> Family:
@@ -51,12 +61,15 @@ def family(name: str) -> Family:
 
 
 def names() -> list[str]:
-    return [*(entry.name for entry in FAMILIES), REAL]
+    return [*(entry.name for entry in FAMILIES), *REAL]
 
 
 @cache
 def verdict_of(name: str, check: str) -> Verdict:
-    return verdict(CHECKS[check], subject(name))
+    if check in PAGED_CHECKS and name not in REAL:
+        wide = Subject(family(name).base(wide=True), trained=False)
+        return verdict(PAGED_CHECKS[check], wide)
+    return verdict(ALL_CHECKS[check], subject(name))
 
 
 def traits(name: str) -> str:
@@ -88,7 +101,7 @@ def traits(name: str) -> str:
 
 
 def row(name: str) -> str:
-    cells = [_MARKS[verdict_of(name, check).status] for check in CHECKS]
+    cells = [_MARKS[verdict_of(name, check).status] for check in ALL_CHECKS]
     return f"| {name} | {traits(name)} | " + " | ".join(cells) + " |"
 
 
@@ -105,8 +118,8 @@ def mark(name: str, check: str) -> str:
 
 
 def main() -> None:
-    head = f"| family | architecture | {' | '.join(CHECKS)} |"
-    rule = "| :-- | :-- |" + " :-- |" * len(CHECKS)
+    head = f"| family | architecture | {' | '.join(ALL_CHECKS)} |"
+    rule = "| :-- | :-- |" + " :-- |" * len(ALL_CHECKS)
     rows = []
     for name in names():
         rows.append(row(name))

@@ -38,8 +38,12 @@ _SIZES: dict[str, Any] = {
 }
 
 
-def _sizes(**changes: Any) -> dict[str, Any]:
-    return {**_SIZES, **changes}
+# Paged attention has kernels for heads of 64 and up; everything else is quicker with small ones.
+_WIDE: dict[str, Any] = {
+    **_SIZES, "hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "head_dim": 64,
+}  # fmt: skip
+Sizes = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -47,20 +51,22 @@ class Family:
     """One architecture with a tokenizer of its kind."""
 
     name: str
-    make: Callable[[], PreTrainedModel]
+    make: Callable[[Sizes], PreTrainedModel]
     tokenizer: TokenizerKind = "byte_level"
 
-    def base(self) -> TransformersBase:
+    def base(self, *, wide: bool = False) -> TransformersBase:
+        """The tiny model; `wide` gives it heads of 64."""
         torch.manual_seed(5)
-        model = self.make().float()
+        model = self.make(_WIDE if wide else _SIZES).float()
         model.generation_config.eos_token_id = 2
         wrapped = TextTokenizer(tokenizer(self.tokenizer))
         return TransformersBase(model, wrapped, f"tiny-{self.name}")
 
 
-def _of(name: str, config_name: str = "", **changes: Any) -> Callable[[], PreTrainedModel]:
-    def make() -> PreTrainedModel:
-        config = getattr(hf, f"{config_name or name}Config")(**_sizes(**changes))
+def _of(name: str, config_name: str = "", **changes: Any) -> Callable[[Sizes], PreTrainedModel]:
+    def make(sizes: Sizes) -> PreTrainedModel:
+        changed = {k: sizes[v[1:]] if str(v)[:1] == "=" else v for k, v in changes.items()}
+        config = getattr(hf, f"{config_name or name}Config")(**{**sizes, **changed})
         made = getattr(hf, f"{name}ForCausalLM")
         config._attn_implementation = "sdpa" if made._supports_sdpa else "eager"
         return made(config)
@@ -68,21 +74,24 @@ def _of(name: str, config_name: str = "", **changes: Any) -> Callable[[], PreTra
     return make
 
 
-def _gpt2() -> PreTrainedModel:
+def _gpt2(sizes: Sizes) -> PreTrainedModel:
     config = hf.GPT2Config(
-        vocab_size=VOCABULARY, n_positions=512, n_embd=48, n_layer=4, n_head=6,
+        vocab_size=VOCABULARY, n_positions=512, n_embd=sizes["hidden_size"], n_layer=4,
+        n_head=sizes["num_attention_heads"],
         initializer_range=0.2, bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
     config._attn_implementation = "sdpa"
     return hf.GPT2LMHeadModel(config)
 
 
-def _qwen2_vl() -> PreTrainedModel:
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]}
+def _qwen2_vl(sizes: Sizes) -> PreTrainedModel:
+    part = sizes["head_dim"] // 8
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [part, part, 2 * part]}
     config = hf.Qwen2VLConfig(
-        text_config=_sizes(rope_parameters=rope),
+        text_config={**sizes, "rope_parameters": rope},
         vision_config={
-            "depth": 1, "embed_dim": 16, "hidden_size": 48, "num_heads": 2, "patch_size": 14,
+            "depth": 1, "embed_dim": 16, "hidden_size": sizes["hidden_size"], "num_heads": 2,
+            "patch_size": 14,
             "temporal_patch_size": 2, "spatial_merge_size": 2, "mlp_ratio": 2,
         },
         image_token_id=3, video_token_id=4, vision_start_token_id=5, vision_end_token_id=6,
@@ -96,7 +105,7 @@ _LLAMA3_ROPE = {
     "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
 }  # fmt: skip
 FAMILIES = (
-    Family("llama2", _of("Llama", num_key_value_heads=6), "byte_fallback"),
+    Family("llama2", _of("Llama", num_key_value_heads="=num_attention_heads"), "byte_fallback"),
     Family("llama3", _of("Llama", rope_parameters=_LLAMA3_ROPE)),
     Family("smollm2", _of("Llama", tie_word_embeddings=True)),
     Family("smollm3", _of("SmolLM3", no_rope_layer_interval=4, tie_word_embeddings=True)),

@@ -182,11 +182,12 @@ def doctor(
 def port(context: typer.Context) -> None:
     """Certify a checkpoint as a base: port MODEL; writes a configuration and a card."""
     from megacontext.models.port.command import main as port_main
+    from megacontext.paged.certify import PAGED_CHECKS
 
-    port_main(context.args or ["--help"])
+    port_main(context.args or ["--help"], PAGED_CHECKS)
 
 
-evaluate = typer.Typer(no_args_is_help=True, help="Measure answers: eval long run, report, list.")
+evaluate = typer.Typer(no_args_is_help=True, help="Measure answers: long, board, export.")
 app.add_typer(evaluate, name="eval")
 
 
@@ -199,6 +200,28 @@ def long(context: typer.Context) -> None:
     from megacontext.eval.long.command import main as long_main
 
     long_main(context.args or ["--help"])
+
+
+@evaluate.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def board(context: typer.Context) -> None:
+    """Leaderboard entries out of runs: entry, validate, page."""
+    from megacontext.eval.board.command import main as board_main
+
+    board_main(context.args or ["--help"])
+
+
+@evaluate.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def export(context: typer.Context) -> None:
+    """Examples of the long tasks as files of lm-evaluation-harness or LongEval."""
+    from megacontext.eval.harness.command import main as export_main
+
+    export_main(context.args or ["--help"])
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -24,13 +24,17 @@ def attend(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
+    dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """[B, S, H, E] of query [B, H, S, E] over key, value [B, G, P, E]; G divides H."""
+    """[B, S, H, E] of query [B, H, S, E] over key, value [B, G, P, E]; G divides H.
+
+    `dropout` has its place, not only its name: packages that wrap attention functions pass it so.
+    """
     one_place = query.shape[2] == 1 and query.device.type == "cpu"
     plain = all(kwargs.get(extra) is None for extra in ("position_bias", "softcap", "s_aux"))
     if not (one_place and plain) or torch.is_grad_enabled():
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, **kwargs)
     return attend_one(query, key, value, attention_mask, kwargs.get("scaling")), None
 
 

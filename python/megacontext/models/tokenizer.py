@@ -65,6 +65,9 @@ class TextTokenizer:
         self.end_tokens = frozenset(int(token) for token in ends if token is not None)
         pad = tokenizer.pad_token_id
         self.pad_token = int(pad) if pad is not None else min(self.end_tokens, default=0)
+        begin = tokenizer.bos_token_id
+        # Stands before a text that has nothing before it.
+        self.start_token = int(begin) if begin is not None else self.pad_token
 
     @cached_property
     def token_bytes(self) -> TokenBytes:
@@ -74,6 +77,12 @@ class TextTokenizer:
         ]
         byte_level = "ByteLevel" in type(backend.decoder).__name__
         return TokenBytes.of_vocabulary(backend.get_vocab(), special, byte_level=byte_level)
+
+    @cached_property
+    def begin_tokens(self) -> TokenArray:
+        """What the tokenizer itself puts before every text: one token or none."""
+        ids = self._tokenizer("", add_special_tokens=True)["input_ids"]
+        return np.asarray(ids[:1] if ids and ids[0] == self.start_token else [], dtype=np.uint32)
 
     @property
     def has_chat_template(self) -> bool:

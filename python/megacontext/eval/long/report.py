@@ -26,6 +26,7 @@ from megacontext.eval.long.summary import (
     depth_grid,
     shortfalls,
 )
+from megacontext.eval.statistics import Interval
 from megacontext_ext.errors import NotFound
 
 SUBJECT = "megacontext"
@@ -36,20 +37,21 @@ def write_report(out: Path, subject: str = SUBJECT) -> Path:
     if not (out / "manifest.json").is_file():
         raise NotFound(f"[report] folder must hold a run (manifest.json), {out} does not")
     manifest = read_manifest(out)
-    results = _of_last_run(manifest, read_rows(out))
+    results = _named_by(manifest, read_rows(out))
     blocks = list(_blocks(results, manifest, subject))
     write_markdown(blocks, out / "report.md")
     write_html("MegaContext over long histories", blocks, out / "report.html")
     return out / "report.md"
 
 
-def _of_last_run(manifest: dict[str, Any], rows: dict[str, Any]) -> Results:
-    """The rows that the manifest's settings name, in its order; older ones are left out."""
+def _named_by(manifest: dict[str, Any], rows: dict[str, Any]) -> Results:
+    """The newest rows that the manifest's settings name, in its order; others are left out."""
     settings = manifest["settings"]
     methods, tasks = list(settings["methods"]), list(settings["tasks"])
+    newest = {(r["task"], r["length"], r["index"], r["method"]): r for r in rows.values()}
     wanted = [
         row
-        for row in rows.values()
+        for row in newest.values()
         if row["method"] in methods
         and row["task"] in tasks
         and (row["length"] in settings["lengths"] or row["length"] == 0)
@@ -67,14 +69,20 @@ def _blocks(results: Results, manifest: dict[str, Any], subject: str) -> Iterato
     yield Heading("Long histories: scores, places, time", 1)
     yield Paragraph(
         f"Model `{settings['model']}` ({manifest['model_identity']}), budget "
-        f"{settings['budget_places']} places, {settings['examples']} examples a task and length, "
-        f"seed {settings['seed']}. Scores are 0 to 1; brackets hold 95% bootstrap intervals. All "
-        "methods but `full` stay within the budget and share questions, answer prefixes and greedy "
-        "decoding. `ceiling` is given the gold spans, `no_context` nothing. A dash: not applicable "
-        "to every example."
+        f"{settings['budget_places']} places, at most {settings['examples']} examples a task and "
+        f"length (n says how many), seed {settings['seed']}. Scores are 0 to 1; brackets hold 95% "
+        "bootstrap intervals. All methods but `full` stay within the budget and share questions, "
+        "answer prefixes and greedy decoding. `ceiling` is given the gold spans, `no_context` "
+        "nothing. A dash: not applicable to every example."
     )
     changed = " with uncommitted changes" if manifest["uncommitted_changes"] else ""
+    runs = manifest.get("runs", [manifest])
     yield Paragraph(f"Made by `{command}` at commit `{manifest['commit']}`{changed}.")
+    if len(runs) > 1:
+        yield Heading("Commands, in order", 3)
+        yield Table(
+            ("command", "commit"), tuple((f"`{r['command']}`", str(r["commit"])) for r in runs)
+        )
     yield Heading("Score by history length")
     yield _score_table(results)
     yield from _figures(results, command)
@@ -111,7 +119,7 @@ def _score_table(results: Results) -> Table:
         rows.append(
             (
                 method,
-                *(cell.split(" n=")[0] for cell in cells),
+                *cells,
                 f"{sum(seen) / len(seen):.2f}" if seen else "-",
                 "-" if error is None else f"{error:.2f}",
             )
@@ -124,8 +132,12 @@ def _task_table(results: Results, length: int) -> Table:
     for task in results.tasks:
         scores = [results.score(task=task, length=length, method=m) for m in results.methods]
         if any(score is not None for score in scores):
-            rows.append((task, *("-" if s is None else f"{s.mean:.2f}" for s in scores)))
+            rows.append((task, *("-" if s is None else _brief(s) for s in scores)))
     return Table(("task", *results.methods), tuple(rows))
+
+
+def _brief(score: Interval) -> str:
+    return f"{score.mean:.2f} [{score.low:.2f}, {score.high:.2f}] n={score.count}"
 
 
 def _figures(results: Results, command: str) -> Iterator[Block]:

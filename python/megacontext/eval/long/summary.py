@@ -105,23 +105,23 @@ def shortfalls(results: Results, subject: str) -> list[Shortfall]:
     found = []
     for task in results.tasks:
         for length in results.lengths:
-            ours = results.score(task=task, length=length, method=subject)
-            if ours is None:
-                continue
-            rivals = {
-                rival: scored.mean
-                for rival in results.methods
-                if rival != subject and rival not in OUT_OF_COMPETITION
-                if (scored := results.score(task=task, length=length, method=rival)) is not None
-            }
-            if not rivals:
-                continue
-            best = max(rivals, key=lambda name: rivals[name])
-            if rivals[best] > ours.mean:
-                rows = results.answered(task=task, length=length, method=subject)
+            rows = results.answered(task=task, length=length, method=subject)
+            ours = _by_example(rows)
+            rivals = [m for m in results.methods if m != subject and m not in OUT_OF_COMPETITION]
+            worst: tuple[float, float, str] | None = None
+            for rival in rivals:
+                theirs = _by_example(results.answered(task=task, length=length, method=rival))
+                # Means over the same examples: rivals may have answered fewer.
+                both = [key for key in ours if key in theirs]
+                if both:
+                    mine = statistics.fmean(ours[key] for key in both)
+                    other = statistics.fmean(theirs[key] for key in both)
+                    if other > mine and (worst is None or other - mine > worst[1] - worst[0]):
+                        worst = (mine, other, rival)
+            if worst is not None:
                 seen = [row["gold_shown"] for row in rows if row["gold_shown"] is not None]
                 share = statistics.fmean(seen) if seen else None
-                found.append(Shortfall(task, length, ours.mean, best, rivals[best], share))
+                found.append(Shortfall(task, length, worst[0], worst[2], worst[1], share))
     return sorted(found, key=lambda entry: entry.ours - entry.theirs)
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from megacontext.models.port.checks import CHECKS, Check
 from megacontext.models.port.porting import port, verdict_table
 from megacontext_ext.errors import MegaContextError
+
+# Of higher rooms; the command line fills it before it runs.
+_more_checks: dict[str, Check] = {}
 
 
 def port_model(
@@ -26,7 +31,9 @@ def port_model(
     Runs no code of the checkpoint. Exit status 1: refused, with the reasons.
     """
     try:
-        outcome = port(model, out, name=name, untrained=untrained, say=_say)
+        outcome = port(
+            model, out, name=name, untrained=untrained, checks=CHECKS | _more_checks, say=_say
+        )
     except MegaContextError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
@@ -50,6 +57,10 @@ app = typer.Typer(add_completion=False)
 app.command(name="port")(port_model)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run with `arguments`, or those of the process: what the CLI calls for `megacontext port`."""
+def main(arguments: list[str] | None = None, more: Mapping[str, Check] | None = None) -> None:
+    """Run with `arguments`, or those of the process: what the CLI calls for `megacontext port`.
+
+    `more` are checks of higher rooms, run after this room's own.
+    """
+    _more_checks.update(more or {})
     app(arguments, prog_name="megacontext port")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,14 @@ from transformers import AutoConfig
 
 from megacontext.models.catalog import locate
 from megacontext.models.port.arithmetic import MILLION, BaseShape, parameter_count
-from megacontext.models.port.checks import Subject, Verdict, checkpoint_subject, examine
+from megacontext.models.port.checks import (
+    CHECKS,
+    Check,
+    Subject,
+    Verdict,
+    checkpoint_subject,
+    examine,
+)
 from megacontext.models.port.inspection import Inspection, inspect_checkpoint
 
 
@@ -39,9 +46,12 @@ def port(
     *,
     name: str | None = None,
     untrained: bool = False,
+    checks: Mapping[str, Check] = CHECKS,
     say: Callable[[str], None] | None = None,
 ) -> Port:
     """Port the model that `source` names (a known name, a folder, a hub id) and write into `out`.
+
+    `checks` are run in order; higher rooms add theirs (`megacontext.paged.certify`).
 
     A refused checkpoint writes nothing; `Port.reasons` says why. Raises: NotFound.
     """
@@ -56,7 +66,7 @@ def port(
     tell("loading in float32")
     subject = checkpoint_subject(folder, trained=not untrained)
     tell("checking")
-    verdicts = tuple(examine(subject))
+    verdicts = tuple(examine(subject, checks))
     described = describe(source, inspection, subject, verdicts)
     outcome = Port(inspection, verdicts, described)
     if outcome.reasons:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from megacontext.eval.long.methods.agents import PagingAgent, RecursiveSummary
 from megacontext.eval.long.methods.memory import MemoryMethod
+from megacontext.eval.long.methods.presses import Press
 from megacontext.eval.long.methods.reader import Method, NotApplicable, Reader, Reply
 from megacontext.eval.long.methods.retrieval import Neighbours, Retrieval
 from megacontext.eval.long.methods.window import (
@@ -37,6 +38,9 @@ METHODS: dict[str, MethodMaker] = {
     "neighbours": lambda reader, _: Neighbours(reader),
     "summary": lambda reader, _: RecursiveSummary(reader),
     "paging_agent": lambda reader, _: PagingAgent(reader),
+    "press_knorm": lambda reader, _: Press(reader, "KnormPress", "press_knorm"),
+    "press_snapkv": lambda reader, _: Press(reader, "SnapKVPress", "press_snapkv"),
+    "press_expected": lambda reader, _: Press(reader, "ExpectedAttentionPress", "press_expected"),
 }
 
 

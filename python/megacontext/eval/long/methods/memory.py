@@ -19,25 +19,25 @@ from megacontext.models.tokenizer import ChatParts
 from megacontext.runtime import Answer
 
 
-class _LedTokenizer:
+class LedTokenizer:
     """The base's tokenizer whose chat ends with the first words of the answer."""
 
     def __init__(self, tokenizer: Any, prefix: str) -> None:
-        self._tokenizer, self._prefix = tokenizer, prefix
+        self._tokenizer, self.prefix = tokenizer, prefix
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
 
     def chat_parts(self, system: str | None = None) -> ChatParts:
         parts = self._tokenizer.chat_parts(system)
-        return replace(parts, after=np.concatenate([parts.after, self.encode(self._prefix)]))
+        return replace(parts, after=np.concatenate([parts.after, self.encode(self.prefix)]))
 
 
-class _LedBase:
+class LedBase:
     """The reader's base with the example's answer prefix, which every other method gets too."""
 
     def __init__(self, base: Any, prefix: str) -> None:
-        self._base, self.tokenizer = base, _LedTokenizer(base.tokenizer, prefix)
+        self._base, self.tokenizer = base, LedTokenizer(base.tokenizer, prefix)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._base, name)
@@ -60,7 +60,7 @@ class MemoryMethod:
         return f"the memory of this package, default settings: {self.config}"
 
     def answer(self, example: Example) -> Reply:
-        base = cast(FrozenBase, _LedBase(self.reader.base, example.answer_prefix))
+        base = cast(FrozenBase, LedBase(self.reader.base, example.answer_prefix))
         with tempfile.TemporaryDirectory(dir=self.workspace) as folder:
             store = Path(folder) / "store"
             with memories.open(store, base, config=self.config) as memory:

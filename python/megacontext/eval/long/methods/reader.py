@@ -101,6 +101,10 @@ class Reader:
             )
         return room
 
+    def around(self, example: Example) -> tuple[TokenArray, TokenArray]:
+        """Tokens before and after the context: frame, question, answer prefix."""
+        return self._before, self._tail(example)
+
     def read(self, context: Sequence[int] | TokenArray, example: Example) -> Reading:
         """Greedy answer to the example's question with `context` in front of it."""
         tokens = np.concatenate(

@@ -1,0 +1,1 @@
+"""MegaContext as a client of HELM. Imported by HELM in its own virtual environment (README.md)."""

@@ -1,0 +1,141 @@
+"""Baselines that read the whole history and then drop keys and values: the presses of kvpress.
+
+The optional package gives the scores and the choice (`press.compress`). Its own hook reads forward
+arguments that transformers 5.24 renamed, so the hook is ours: after each layer's attention over the
+history, that layer keeps as many places as the budget leaves beside question and answer prefix.
+Positions stay the true ones. Knows no task.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.cache_utils import Cache, DynamicCache
+
+from megacontext.eval.long.example import Example
+from megacontext.eval.long.methods.reader import NotApplicable, Reader, Reading, Reply, reply_of
+from megacontext.models import StepInput, TokenArray
+from megacontext.models.kv_cache import CACHE_ARGUMENT
+
+INSTALL = "pip install --no-deps kvpress==0.5.5, with the extra megacontext[kvpress]"
+
+
+@dataclass
+class Press:
+    """One press of kvpress at the budget's compression ratio, its other settings as shipped."""
+
+    reader: Reader
+    press: str
+    name: str
+    # The whole history is read once; above the trained length the base reads badly whoever presses.
+    max_places: int = 0
+
+    @property
+    def about(self) -> str:
+        return (
+            f"{self.press} of kvpress: the whole history is read, up to {self._limit()} places, "
+            "then each layer keeps the keys and values that fit in the budget beside the question"
+        )
+
+    def _limit(self) -> int:
+        trained = self.reader.base.facts.trained_tokens
+        return min(trained, self.max_places) if self.max_places else trained
+
+    @cached_property
+    def _press_class(self) -> Any:
+        if importlib.util.find_spec("kvpress") is None:
+            raise NotApplicable(f"kvpress is not installed: {INSTALL}")
+        logging.getLogger("kvpress").setLevel(logging.ERROR)
+        import kvpress
+
+        return getattr(kvpress, self.press)
+
+    def answer(self, example: Example) -> Reply:
+        press_class = self._press_class
+        before, tail = self.reader.around(example)
+        history = np.concatenate([before, self.reader.encode(example.history)])
+        if len(history) + len(tail) + example.max_new_tokens > self._limit():
+            places = len(history) + len(tail)
+            raise NotApplicable(f"{places} places do not fit in {self._limit()}")
+        kept = self.reader.budget_places - len(tail)
+        started = time.perf_counter()
+        cache = self._pressed(press_class, history, kept)
+        ingest_s = time.perf_counter() - started
+        reading = self._continued(cache, tail, len(history), example.max_new_tokens)
+        layers: list[Any] = list(cache.layers)
+        state = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+        return reply_of(reading, ingest_s=ingest_s, state_bytes=state)
+
+    @torch.inference_mode()
+    def _pressed(self, press_class: Any, history: TokenArray, kept: int) -> Cache:
+        """Keys and values of `history`, `kept` places in each layer."""
+        base, cache = self.reader.base, DynamicCache()
+        # Half a place more, so that rounding down gives exactly `kept`.
+        ratio = max(0.0, 1.0 - (kept + 0.5) / len(history))
+        press = press_class(compression_ratio=ratio)
+        tokens = torch.from_numpy(history.astype(np.int64))[None]
+        with _pressing(getattr(base, "model", None), press, cache):
+            base.step(StepInput(torch.arange(len(history))[None], tokens=tokens), cache)
+        return cache
+
+    @torch.inference_mode()
+    def _continued(self, cache: Cache, tail: TokenArray, at: int, count: int) -> Reading:
+        """Greedy decoding behind `tail`, whose first token stands at position `at`."""
+        base, started = self.reader.base, time.perf_counter()
+        ends, stream = base.tokenizer.end_tokens, base.tokenizer.stream()
+        places = cache.get_seq_length() + len(tail)
+        tokens = torch.from_numpy(tail.astype(np.int64))[None]
+        text, logs, first = "", [], math.nan
+        for step in range(count):
+            positions = torch.arange(at, at + tokens.shape[1])[None]
+            logits = base.step(StepInput(positions, tokens=tokens), cache)[0, -1]
+            at += tokens.shape[1]
+            token = int(logits.argmax())
+            if step == 0:
+                first = time.perf_counter() - started
+            logs.append(float(torch.log_softmax(logits, dim=-1)[token]))
+            if token in ends:
+                break
+            text += stream.push(token)
+            tokens = torch.tensor([[token]])
+        text += stream.end()
+        took = time.perf_counter() - started
+        return Reading(text, places, first, took - first, math.exp(sum(logs) / len(logs)))
+
+
+@contextlib.contextmanager
+def _pressing(model: Any, press: Any, cache: DynamicCache) -> Iterator[None]:
+    """While open, every layer of `model` presses what its attention has just written."""
+    decoder = getattr(model, "model", None)
+    if decoder is None or not all(hasattr(layer, "self_attn") for layer in decoder.layers):
+        raise NotApplicable("presses need a decoder with layers of self-attention")
+    press.post_init_from_model(model)
+
+    def hook(module: Any, _args: Any, given: dict[str, Any], output: Any) -> Any:
+        layer = cache.layers[module.layer_idx]
+        # The names that presses look for.
+        known = given | {"past_key_values": given.get(CACHE_ARGUMENT)}
+        layer.keys, layer.values = press.compress(
+            module, given["hidden_states"], layer.keys, layer.values, None, known
+        )
+        return output
+
+    with contextlib.ExitStack() as stack:
+        for layer in decoder.layers:
+            attention = layer.self_attn
+            if not hasattr(attention, "rotary_emb"):
+                attention.rotary_emb = decoder.rotary_emb
+                stack.callback(delattr, attention, "rotary_emb")
+            handle = attention.register_forward_hook(hook, with_kwargs=True)
+            stack.callback(handle.remove)
+        yield

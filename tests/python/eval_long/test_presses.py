@@ -1,0 +1,123 @@
+"""Presses of kvpress: everything kept is the plain model; pressed, the budget holds."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from megacontext.eval.long.example import ExampleRequest
+from megacontext.eval.long.methods import METHODS, NotApplicable, Reader, method
+from megacontext.eval.long.methods.presses import Press
+from megacontext.eval.long.tasks import task
+from megacontext.models import TransformersBase
+from megacontext.models.attention import attend
+from megacontext.paged.attention import paged_attention
+
+BUDGET = 256
+PRESSES = [name for name in METHODS if name.startswith("press_")]
+
+
+@dataclass
+class KeepNewest:
+    """A press of our own with kvpress's interface: the newest places stay."""
+
+    compression_ratio: float
+
+    def post_init_from_model(self, model):
+        self.layers = model.config.num_hidden_layers
+
+    def compress(self, module, hidden_states, keys, values, attentions, kwargs):
+        assert kwargs["position_embeddings"][0].shape[1] == keys.shape[2]
+        count = max(1, int(keys.shape[2] * (1 - self.compression_ratio)))
+        return keys[:, :, -count:], values[:, :, -count:]
+
+
+@pytest.fixture(scope="module")
+def roomy_base(text_tokenizer) -> TransformersBase:
+    """Reads 1,024 tokens: a history of 256 by rule of thumb is 600 of its own."""
+    torch.manual_seed(7)
+    config = LlamaConfig(
+        vocab_size=text_tokenizer.vocabulary_tokens, hidden_size=48, intermediate_size=96,
+        num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2,
+        max_position_embeddings=1024, initializer_range=0.3,
+    )  # fmt: skip
+    return TransformersBase(LlamaForCausalLM(config), text_tokenizer, "roomy-llama")
+
+
+@pytest.fixture(scope="module")
+def example():
+    return task("niah_single_1").make(ExampleRequest(256))
+
+
+def newest(reader: Reader, monkeypatch) -> Press:
+    pressed = Press(reader, "KeepNewest", "press_newest")
+    monkeypatch.setattr(Press, "_press_class", KeepNewest)
+    return pressed
+
+
+def test_with_room_for_everything_the_answer_is_the_plain_models(roomy_base, example, monkeypatch):
+    reader = Reader(roomy_base, 900)
+    got = newest(reader, monkeypatch).answer(example)
+    wanted = reader.read(reader.encode(example.history), example)
+    assert (got.text, got.places) == (wanted.text, wanted.places)
+    assert got.confidence == pytest.approx(wanted.confidence, rel=1e-4)
+
+
+def test_pressed_layers_hold_the_budget_and_keep_what_the_press_chose(
+    roomy_base, example, monkeypatch
+):
+    reader = Reader(roomy_base, BUDGET)
+    pressed = newest(reader, monkeypatch)
+    before, tail = reader.around(example)
+    history = np.concatenate([before, reader.encode(example.history)])
+    assert len(history) + len(tail) > BUDGET
+    cache = pressed._pressed(KeepNewest, history, BUDGET - len(tail))
+    assert {layer.keys.shape[2] for layer in cache.layers} == {BUDGET - len(tail)}
+    whole = roomy_base.new_cache()
+    with torch.inference_mode():
+        tokens = torch.from_numpy(history.astype(np.int64))[None]
+        roomy_base.model(input_ids=tokens, cache=whole)
+    kept = BUDGET - len(tail)
+    torch.testing.assert_close(cache.layers[1].keys, whole.layers[1].keys[:, :, -kept:])
+    assert pressed.answer(example).places == BUDGET
+
+
+@pytest.mark.skipif(importlib.util.find_spec("kvpress") is None, reason="kvpress is optional")
+@pytest.mark.parametrize("name", PRESSES)
+def test_press_of_kvpress_holds_the_budget_and_repeats_itself(name, roomy_base, example, tmp_path):
+    reader = Reader(roomy_base, BUDGET)
+    first = method(name, reader, tmp_path).answer(example)
+    second = method(name, reader, tmp_path).answer(example)
+    assert first.places == BUDGET
+    assert (first.text, first.confidence) == (second.text, second.confidence)
+    facts = roomy_base.facts
+    rows = 2 * facts.layer_count * facts.kv_head_count * facts.head_width
+    tail = len(reader.around(example)[1])
+    assert first.state_bytes >= (BUDGET - tail) * rows * 4
+    assert not hasattr(roomy_base.model.model.layers[0].self_attn, "rotary_emb")
+
+
+def test_a_history_above_the_trained_length_is_not_applicable(roomy_base, tmp_path):
+    pytest.importorskip("kvpress", reason="kvpress is optional")
+    long = task("niah_single_1").make(ExampleRequest(2048))
+    with pytest.raises(NotApplicable, match="do not fit in 1024"):
+        method("press_knorm", Reader(roomy_base, BUDGET), tmp_path).answer(long)
+
+
+def test_without_the_package_it_says_how_to_install_it(roomy_base, example, monkeypatch, tmp_path):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(NotApplicable, match="pip install --no-deps kvpress"):
+        method("press_knorm", Reader(roomy_base, BUDGET), tmp_path).answer(example)
+
+
+@pytest.mark.parametrize("function", [attend, paged_attention])
+def test_wrapped_attention_passes_dropout_by_its_place(function):
+    """Importing kvpress wraps every registered attention function and passes dropout sixth: what
+    stands there must not be taken for a scale."""
+    assert list(inspect.signature(function).parameters)[5] == "dropout"
