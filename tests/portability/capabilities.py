@@ -32,7 +32,8 @@ _INTRODUCTION = """# Capabilities of base families
 Each row is a model of the family's true architecture: tiny and randomly initialised, but for the
 last, which has real weights. Each column is a check of `port/checks.py` or `paged/certify.py`,
 whose docstring says what is asked. `tests/portability` computes every cell and compares it with
-this page; a checkpoint of your own is certified by `pytest -m portability --model PATH` or `megacontext port PATH`.
+this page; a checkpoint of your own is certified by `pytest -m portability --model PATH` or
+`megacontext port PATH`.
 
 `reads_text` is degraded where weights are random. `rotary_positions` is degraded for absolute
 positions: such a base can be used with contiguous positions, but neither timeline positions nor
