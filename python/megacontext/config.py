@@ -64,6 +64,9 @@ class LensConfig:
     # which full evidence adds `evidence_nats`.
     keep_nats: float = 2.0
     evidence_nats: float = 10.0
+    # More candidates than `max_passages` that stand this many nats above all others, and twice as
+    # far as they are from each other, are shown together: the question has several answers.
+    apart_nats: float = 15.0
     # Closeness where it did not: share of the best one's evidence.
     keep_ratio: float = 0.6
 
@@ -71,6 +74,7 @@ class LensConfig:
         _need("neighbour_weights", len(self.neighbour_weights) >= 1, "non-empty", "()")
         _need("keep_ratio", 0.0 < self.keep_ratio <= 1.0, "in (0, 1]", self.keep_ratio)
         _need("max_passages", self.max_passages >= 1, "at least 1", self.max_passages)
+        _need("apart_nats", self.apart_nats > 0.0, "above 0", self.apart_nats)
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,9 +123,11 @@ class UntrainedLens:
         nats = likelihood + self.config.evidence_nats * heights
         behind = nats.max() - nats
         kept = behind <= self.config.keep_nats
-        return _rescored(
-            candidates, np.where(kept, np.exp(-behind / 8.0), 0.0), self.config.max_passages
-        )
+        count = self.config.max_passages
+        together = _set_apart(likelihood, self.config.apart_nats)
+        if together.sum() > count:
+            kept, count = kept | together, int(together.sum())
+        return _rescored(candidates, np.where(kept, np.exp(-behind / 8.0), 0.0), count)
 
 
 def _signed(axis: BlockAxis, evidence: Evidence, passages: list[Passage]) -> Evidence:
@@ -140,6 +142,22 @@ def _signed(axis: BlockAxis, evidence: Evidence, passages: list[Passage]) -> Evi
         wanted = (passage.score * decay).astype(np.float32)
         signed[start:end] = np.maximum(signed[start:end], wanted)
     return signed
+
+
+def _set_apart(likelihood: Evidence, apart_nats: float) -> NDArray[np.bool_]:
+    """The best candidates, where a gap parts them from the others that is at least `apart_nats` and
+    twice as wide as they are spread; else none.
+
+    So several passages that answer alike are all shown, and one that answers alone stays alone.
+    """
+    order = np.argsort(-likelihood, kind="stable")
+    falling = likelihood[order]
+    drops = falling[:-1] - falling[1:]
+    last = int(drops.argmax())
+    apart = np.zeros(len(likelihood), dtype=bool)
+    if drops[last] >= max(apart_nats, 2.0 * float(falling[0] - falling[last])):
+        apart[order[: last + 1]] = True
+    return apart
 
 
 def _rescored(passages: list[Passage], scores: NDArray[np.float32], count: int) -> list[Passage]:

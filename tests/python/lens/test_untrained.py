@@ -170,3 +170,43 @@ class TestSketcher:
         row = sketcher.question_row(np.zeros(0, np.uint32))
         assert not row.any()
         assert not similarity(np.ones((2, len(row)), np.int8), row).any()
+
+
+class Likelihoods:
+    """A reader that gives each passage the likelihood that is written in it."""
+
+    def log_likelihood(self, question, passages):
+        return np.array([int(tokens[0]) for tokens in passages], np.float32) - 200.0
+
+
+class Numbered(Words):
+    """Blocks whose first token is their likelihood, above -200 nats."""
+
+    def tokens(self, partition, start_block, end_block):
+        block = next(b for b in self.texts[partition][start_block:end_block] if "pump" in b)
+        return np.array([int(re.search(r"nats(\d+)", block)[1])], np.uint32)
+
+
+@pytest.mark.parametrize(
+    ("likelihoods", "shown"),
+    [
+        # Four that answer alike, far above the rest: all of them, in spite of the rule of three.
+        ((138, 137, 140, 132, 90, 87), [138, 137, 140, 132]),
+        # No gap, or one that is small beside the spread: the best three within 2 nats.
+        ((140, 139, 138, 137, 136, 135), [140, 139, 138]),
+        ((140, 130, 120, 110, 90, 89), [140]),
+        # Three or fewer: a pair of twins is not shown for being a pair.
+        ((140, 133, 90, 89, 88, 87), [140]),
+    ],
+)
+def test_several_passages_that_answer_alike_are_shown_together(likelihoods, shown):
+    blocks = [f"filler number{n} here" for n in range(120)]
+    for number, nats in enumerate(likelihoods):
+        blocks[10 + 20 * number if number < 5 else 115] = f"the pump nats{nats}"
+    lens = UntrainedLens(LensConfig(recency_weight=0.0), reader=Likelihoods())
+    scores = lens.score(Numbered({0: blocks}), Question("pump"))
+    found = [
+        int(re.search(r"nats(\d+)", " ".join(blocks[p.start_block : p.end_block]))[1])
+        for p in scores.passages
+    ]
+    assert sorted(found) == sorted(shown)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ from helm.benchmark.scenarios.scenario import (
     Scenario,
     ScenarioSpec,
 )
-from helm.clients.simple_client import SimpleClient
+from helm.clients.client import CachingClient
+from helm.common.cache import CacheConfig
+from helm.common.request import GeneratedOutput, Request, RequestResult, Token, wrap_request_time
 
 from megacontext.eval.harness.bounded import ANSWER_MARK, QUESTION_MARK, BoundedBase
 from megacontext.models import load
@@ -61,43 +64,61 @@ def _instance(document: dict[str, Any]) -> Instance:
 @run_spec_function("megacontext_long")
 def long_history_run(data: str, max_tokens: int = 48) -> RunSpec:
     """One file of exported lines; scores are HELM's exact match, quasi-exact match and F1."""
+    bare = get_generation_adapter_spec(
+        max_train_instances=0, max_tokens=int(max_tokens), stop_sequences=[]
+    )
     return RunSpec(
         name=f"megacontext_long:data={Path(data).stem}",
         scenario_spec=ScenarioSpec(
             class_name="megacontext.eval.helm.plugin.LongHistoryScenario", args={"data": data}
         ),
-        adapter_spec=get_generation_adapter_spec(
-            max_train_instances=0,
-            max_tokens=int(max_tokens),
-            stop_sequences=[],
-            input_noun=None,
-            output_noun=None,
-        ),
+        adapter_spec=replace(bare, input_suffix="", output_prefix="", output_suffix=""),
         metric_specs=get_f1_metric_specs(),
         groups=["megacontext_long"],
     )
 
 
-class MegaContextClient(SimpleClient):
+class MegaContextClient(CachingClient):
     """The base of a deployment, greedy, within `budget_places`; one request at a time."""
 
     def __init__(
-        self, cache_config: Any, model: str = "smollm2", budget_places: int = 2048, threads: int = 1
+        self,
+        cache_config: CacheConfig,
+        model: str = "smollm2",
+        budget_places: int = 2048,
+        threads: int = 1,
     ) -> None:
         super().__init__(cache_config=cache_config)
-        self._settings = (model, int(budget_places), int(threads))
+        self._settings = {"model": model, "budget_places": int(budget_places)}
+        self._threads = int(threads)
         self._bounded: BoundedBase | None = None
         # HELM asks from several threads; a base is for one.
         self._lock = threading.Lock()
 
-    def invoke_model(self, raw_request: dict[str, Any]) -> dict[str, Any]:
-        """`prompt` and its settings -> {"completions": [text]}."""
+    def make_request(self, request: Request) -> RequestResult:
+        asked = self._settings | {
+            "prompt": request.prompt,
+            "max_tokens": request.max_tokens,
+            "stop_sequences": list(request.stop_sequences),
+        }
+        key = CachingClient.make_cache_key(asked, request)
+        found, cached = self.cache.get(key, wrap_request_time(lambda: self._answer(asked)))
+        text = found["text"]
+        output = GeneratedOutput(text=text, logprob=0, tokens=[Token(text=text, logprob=0)])
+        return RequestResult(
+            success=True,
+            cached=cached,
+            request_time=found["request_time"],
+            request_datetime=found.get("request_datetime"),
+            completions=[output],
+            embedding=[],
+        )
+
+    def _answer(self, asked: dict[str, Any]) -> dict[str, Any]:
         with self._lock:
             if self._bounded is None:
-                model, budget_places, threads = self._settings
-                torch.set_num_threads(threads)
-                self._bounded = BoundedBase(load(model), budget_places)
-            limit = int(raw_request.get("max_tokens") or raw_request.get("max_new_tokens") or 48)
-            stops = raw_request.get("stop_sequences") or ()
-            text = self._bounded.generate(raw_request["prompt"], limit, stops)
-        return {"completions": [text]}
+                torch.set_num_threads(self._threads)
+                self._bounded = BoundedBase(load(asked["model"]), asked["budget_places"])
+            bounded = self._bounded
+            text = bounded.generate(asked["prompt"], asked["max_tokens"], asked["stop_sequences"])
+            return {"text": text, "places": bounded.places, "used_memory": bounded.used_memory}
