@@ -41,7 +41,7 @@ PYTHON_MAY_IMPORT = {
     "remote": {"config"},
     "runtime": {"config", "models", "gists", "lens"},
     "memory": {"config", "models", "gists", "lens", "remote", "runtime", "view"},
-    "train": {"config", "models", "gists", "lens", "eval"},
+    "train": {"config", "models", "gists", "lens", "runtime", "eval"},
     "eval": {"config", "models", "gists", "lens", "runtime", "memory"},
 }
 PYTHON_LEAVES = {"cli", "demo", "__init__", "__main__"}

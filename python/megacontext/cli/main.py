@@ -224,6 +224,17 @@ def export(context: typer.Context) -> None:
     export_main(context.args or ["--help"])
 
 
+@evaluate.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def lens(context: typer.Context) -> None:
+    """The trained lens against untrained, BM25, embedding, random and an oracle."""
+    from megacontext.eval.lens.command import main as lens_main
+
+    lens_main(context.args or ["--help"])
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(context: typer.Context) -> None:
     """Run benchmarks of a source checkout: bench list, bench run NAME [--smoke|--full]."""

@@ -48,6 +48,10 @@ class Sketcher:
         largest = sums.abs().amax(dim=1, keepdim=True).clamp(min=1e-12)
         return torch.round(sums * (127.0 / largest)).to(torch.int8).numpy()
 
+    def token_rows(self, tokens: TokenArray) -> Tensor:
+        """float32 [..., W]: the row that each token adds to a sketch; its length is its rarity."""
+        return self._table[torch.from_numpy(tokens.astype(np.int64))]
+
     def question_row(self, tokens: TokenArray) -> NDArray[np.float32]:
         """float32 [W] of unit length; zeros for no tokens."""
         row = self._table[torch.from_numpy(tokens.astype(np.int64))].sum(dim=0)

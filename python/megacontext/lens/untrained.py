@@ -53,13 +53,19 @@ class UntrainedLens:
         if not mask.any():
             empty = {partition: np.zeros(0, dtype=np.float32) for partition in counts}
             return Scores(empty, ())
+        evidence = self.evidence(history, axis, question)
+        passages = self._judged(history, question, self._candidates(axis, evidence))
+        signed = _signed(axis, evidence, passages)
+        return Scores({p: signed[axis.span(p)] for p in counts}, passages)
+
+    def evidence(self, history: History, axis: BlockAxis, question: Question) -> Evidence:
+        """How much speaks for each block, float32 [axis.length], 0 or more; 0 where no block is."""
+        mask = axis.block_mask()
         evidence = self.lexical_evidence(history, axis, question.text)
         evidence += self.config.sketch_weight * self._sketch_evidence(history, axis, question)
         evidence += self.config.recency_weight * _recency(mask)
         evidence[~mask] = 0.0
-        passages = self._judged(history, question, self._candidates(axis, evidence))
-        signed = _signed(axis, evidence, passages)
-        return Scores({p: signed[axis.span(p)] for p in counts}, passages)
+        return evidence
 
     def lexical_evidence(self, history: History, axis: BlockAxis, text: str) -> Evidence:
         """Share of the question's term weight near each block, in [0, 1]."""

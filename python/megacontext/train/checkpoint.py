@@ -13,10 +13,15 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Replaces `path` atomically; the old one stays whole if this fails or is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    with part.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with part.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        # Half a file would only take the room that a full disk lacks.
+        part.unlink(missing_ok=True)
+        raise
     part.replace(path)
 
 

@@ -1,0 +1,1 @@
+"""How good is a lens: streams of questions, blocks that hold the answer, gain of what it shows."""

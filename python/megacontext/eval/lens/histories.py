@@ -1,0 +1,63 @@
+"""A stream inside a real store, searched as at run time, and the blocks that hold its answers."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from dataclasses import dataclass
+from pathlib import Path
+
+from megacontext.config import K
+from megacontext.eval.lens.streams import Stream, StreamQuestion
+from megacontext.lens import Question, Sketcher
+from megacontext.models import FrozenBase
+from megacontext.runtime import Ingestor, StoreHistory, text_source
+from megacontext_ext import Store
+
+Block = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class StreamHistory:
+    """A stream's history as the lens sees it."""
+
+    stream: Stream
+    store: Store
+    history: StoreHistory
+    base: FrozenBase
+    sketcher: Sketcher
+
+    def question(self, asked: StreamQuestion, *, reads: bool = False) -> Question:
+        tokens = self.base.tokenizer.encode(f" {asked.question}")
+        return Question(asked.question, self.sketcher.question_row(tokens), reads=reads)
+
+    def gold_blocks(self, asked: StreamQuestion) -> list[Block]:
+        """(partition, block) of each place that the answer rests on, each once, in order."""
+        found = dict.fromkeys(self._block_at(name, at) for name, at in asked.gold)
+        return list(found)
+
+    def _block_at(self, name: str, character: int) -> Block:
+        partition = self.store.find_partition(name)
+        assert partition is not None
+        starts = self.store.block_char_starts(partition.id, 0, -(-partition.token_count // K))
+        return partition.id, bisect_right(starts.tolist(), character) - 1
+
+
+def open_history(stream: Stream, folder: Path, base: FrozenBase) -> StreamHistory:
+    """The stream's documents ingested below `folder`; a second call finds them there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    identity = {"model": base.facts.identity, "tokenizer": base.tokenizer.hash}
+    store = Store.open_or_create(str(folder / f"{stream.split}.mc"), identity)
+    sketcher = Sketcher(base)
+    ingestor = Ingestor(store, base.tokenizer, sketcher)
+    for name, text in stream.documents.items():
+        if store.find_partition(name) is None or not _complete(store, name):
+            ingestor.ingest(text_source(name, text))
+    return StreamHistory(
+        stream, store, StoreHistory(store, base.tokenizer, sketcher), base, sketcher
+    )
+
+
+def _complete(store: Store, name: str) -> bool:
+    partition = store.find_partition(name)
+    return partition is not None and bool(json.loads(partition.metadata_json).get("complete"))
