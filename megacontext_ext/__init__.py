@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         ScoreField,
         WorkingContext,
     )
+    from megacontext_ext.metrics import Metric
     from megacontext_ext.search import TextIndex, analyze
     from megacontext_ext.store import Partition, RowFamily, Snapshot, Store, StoreOptions
 
@@ -34,6 +35,7 @@ _HOMES: dict[str, str] = {
     "FocusPlan": "megacontext_ext.focus",
     "ScoreField": "megacontext_ext.focus",
     "WorkingContext": "megacontext_ext.focus",
+    "Metric": "megacontext_ext.metrics",
     "TextIndex": "megacontext_ext.search",
     "analyze": "megacontext_ext.search",
     "Partition": "megacontext_ext.store",
@@ -47,6 +49,7 @@ __all__ = [
     "Allocator",
     "AllocatorConfig",
     "FocusPlan",
+    "Metric",
     "Partition",
     "RowFamily",
     "ScoreField",

@@ -28,6 +28,7 @@ import numpy.typing as npt
 
 from megacontext_ext import _engine
 from megacontext_ext.errors import InvalidArgument, NotFound
+from megacontext_ext.metrics import Metric, metrics_from
 
 __all__ = ["NO_CHAR_START", "Partition", "RowFamily", "Snapshot", "Store", "StoreOptions"]
 
@@ -341,7 +342,10 @@ class Store(_Reader):
         self._handle.index_text(partition, first_block, list(texts))
 
     def commit(self) -> None:
-        """Everything appended before is durable on return. Cost: one fdatasync."""
+        """Everything appended before is durable on return.
+
+        Cost: one fdatasync, which threads that commit at the same time share.
+        """
         self._handle.commit()
 
     def checkpoint(self) -> None:
@@ -360,6 +364,10 @@ class Store(_Reader):
 
     def stats(self) -> dict[str, int | float]:
         return self._handle.stats()
+
+    def metrics(self) -> list[Metric]:
+        """Counters, gauges and histograms since opening. Cost: some microseconds."""
+        return metrics_from(self._handle.metrics())
 
     def check(self) -> None:
         """Reads every byte and compares every count. Raises Corruption at the first fault."""

@@ -5,6 +5,7 @@
 
 #include "base/result.h"
 #include "base/status.h"
+#include "storage/store_metrics.h"
 
 namespace mc::bindings {
 
@@ -13,6 +14,8 @@ void register_focus(pybind11::module_& module);
 void register_search(pybind11::module_& module);
 void register_sealed(pybind11::module_& module);
 void register_store(pybind11::module_& module);
+
+pybind11::list metric_list(const std::vector<Metric>& metrics);
 
 // Raises the Python class of the Status; see megacontext_ext/errors.py.
 [[noreturn]] void raise(const Status& status);

@@ -342,6 +342,15 @@ void register_store(py::module_& module) {
       .def("snapshot",
            [](const Store& store) { return std::const_pointer_cast<Snapshot>(store.snapshot()); })
       .def("stats", &stats)
+      .def("metrics",
+           [](const Store& store) {
+             std::vector<Metric> metrics;
+             {
+               Release release;
+               metrics = store.metrics();
+             }
+             return metric_list(metrics);
+           })
       .def("check", [](const Store& store) {
         Release release;
         raise_if_error(store.check());

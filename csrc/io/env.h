@@ -23,7 +23,8 @@ class ReadableFile {
   virtual Result<Bytes> map() = 0;
 };
 
-// A file opened for writing at explicit offsets. One thread at a time.
+// A file opened for writing at explicit offsets. One thread writes at a time; another may sync
+// meanwhile, which makes durable what was written before the sync began.
 class WritableFile {
  public:
   virtual ~WritableFile() = default;

@@ -39,6 +39,7 @@ class FaultReadableFile final : public ReadableFile {
     std::lock_guard guard(env_->mutex_);
     if (offset >= inode_->live.size()) return size_t{0};
     const size_t count = std::min<size_t>(out.size(), inode_->live.size() - offset);
+    MC_RETURN_IF_ERROR(env_->begin_read(count));
     std::memcpy(out.data(), inode_->live.data() + offset, count);
     return count;
   }
@@ -72,6 +73,12 @@ class FaultWritableFile final : public WritableFile {
   }
 
   Status sync() override {
+    std::function<Status()> hook;
+    {
+      std::lock_guard guard(env_->mutex_);
+      hook = env_->sync_hook_;
+    }
+    if (hook) MC_RETURN_IF_ERROR(hook());
     std::lock_guard guard(env_->mutex_);
     MC_RETURN_IF_ERROR(env_->begin_operation(path_, true));
     inode_->durable = inode_->live;
@@ -110,6 +117,14 @@ Status FaultEnv::begin_operation(const std::string& path, bool is_sync) {
     return Status::io_error(str_cat(path, ": failed by the test"), found->second);
   }
   syncs_ += is_sync;
+  return Status::ok();
+}
+
+Status FaultEnv::begin_read(uint64_t byte_count) const {
+  if (!read_failure_) return Status::ok();
+  auto& [left, error] = *read_failure_;
+  if (byte_count > left) return Status::io_error("pread: failed by the test", error);
+  left -= byte_count;
   return Status::ok();
 }
 
@@ -239,6 +254,16 @@ void FaultEnv::fail_operation(uint64_t operation, int error_number) {
 void FaultEnv::set_capacity(uint64_t byte_count) {
   std::lock_guard guard(mutex_);
   capacity_ = byte_count;
+}
+
+void FaultEnv::set_sync_hook(std::function<Status()> hook) {
+  std::lock_guard guard(mutex_);
+  sync_hook_ = std::move(hook);
+}
+
+void FaultEnv::fail_reads_after(uint64_t byte_count, int error_number) {
+  std::lock_guard guard(mutex_);
+  read_failure_ = {byte_count, error_number};
 }
 
 std::vector<std::byte> FaultEnv::crashed_bytes(const Inode& inode, CrashKind kind,

@@ -47,6 +47,10 @@ class FaultEnv final : public Env {
   void stop_after_sync(uint64_t sync);                        // 0: the first sync already fails
   void fail_operation(uint64_t operation, int error_number);  // only that one
   void set_capacity(uint64_t byte_count);                     // ENOSPC beyond it
+  // Called at the start of each sync of a file, without any lock; its error is the sync's.
+  void set_sync_hook(std::function<Status()> hook);
+  // Reads of files (not of mappings) of this many bytes in all work, then all fail. EIO, say.
+  void fail_reads_after(uint64_t byte_count, int error_number);
 
   // The process dies and the machine goes on: its locks are free, what it wrote is there but not
   // synced. Objects it had open must not be used any more; not destroyed either.
@@ -76,6 +80,7 @@ class FaultEnv final : public Env {
   using Names = std::map<std::string, std::shared_ptr<Inode>>;
 
   Status begin_operation(const std::string& path, bool is_sync);
+  Status begin_read(uint64_t byte_count) const;
   uint64_t used_bytes() const;
   void change_names(std::function<void(Names&)> change);
   static std::vector<std::byte> crashed_bytes(const Inode& inode, CrashKind kind, uint64_t& state);
@@ -87,6 +92,8 @@ class FaultEnv final : public Env {
   uint64_t operations_ = 0, syncs_ = 0, random_state_ = 0x9E3779B97F4A7C15;
   std::optional<uint64_t> stop_after_, stop_after_sync_, capacity_;
   std::map<uint64_t, int> failures_;
+  std::function<Status()> sync_hook_;
+  mutable std::optional<std::pair<uint64_t, int>> read_failure_;  // bytes left, errno
 };
 
 }  // namespace mc

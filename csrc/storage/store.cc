@@ -235,9 +235,40 @@ Status Store::index_text(uint32_t partition, uint64_t first_block,
 }
 
 Status Store::commit() {
-  std::lock_guard writer(writer_mutex_);
+  const LatencyTimer timer(metrics_->commit_latency_us);
+  std::unique_lock writer(writer_mutex_);
   MC_RETURN_IF_ERROR(require_writable("commit"));
-  return failed(wal_->sync());
+  metrics_->commit_count.add();
+  const uint64_t wanted = wal_->next_sequence();
+  while (wal_->durable_sequence() < wanted) {
+    MC_RETURN_IF_ERROR(require_writable("commit"));
+    if (sync_running_) {
+      sync_done_.wait(writer);
+    } else {
+      MC_RETURN_IF_ERROR(failed(sync_for_all(writer)));
+    }
+  }
+  return Status::ok();
+}
+
+// The first of the threads that meet in commit() syncs for all of them; whoever comes while the
+// disk works waits for the next sync.
+Status Store::sync_for_all(std::unique_lock<std::mutex>& writer) {
+  MC_ASSIGN_OR_RETURN(const WalWriter::PendingSync pending, wal_->begin_sync());
+  if (pending.file == nullptr) return Status::ok();
+  sync_running_ = true;
+  writer.unlock();
+  Status status;
+  {
+    const LatencyTimer timer(metrics_->sync_latency_us);
+    status = pending.file->sync();
+  }
+  writer.lock();
+  sync_running_ = false;
+  if (status.is_ok()) wal_->end_sync(pending);
+  if (!status.is_ok() && failure_.is_ok()) failure_ = status;  // before the others wake
+  sync_done_.notify_all();
+  return status;
 }
 
 Status Store::checkpoint() {

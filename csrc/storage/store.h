@@ -15,11 +15,13 @@
 // Order of locks: writer_mutex_, then state_mutex_, then the one inside LexicalIndex.
 #pragma once
 
+#include <condition_variable>
 #include <mutex>
 #include <unordered_map>
 
 #include "storage/cuts.h"
 #include "storage/row_reader.h"
+#include "storage/store_metrics.h"
 #include "storage/wal_writer.h"
 
 namespace mc {
@@ -106,6 +108,8 @@ class Store final : public RowReader {
   Status index_text(uint32_t partition, uint64_t first_block,
                     std::span<const std::string_view> texts);
 
+  // Everything written before is durable on return. Threads that meet here share one sync, and
+  // others write meanwhile.
   Status commit();
   // Seals everything into segments, so that the WAL can be cut.
   Status checkpoint();
@@ -119,6 +123,8 @@ class Store final : public RowReader {
 
   std::shared_ptr<const Snapshot> snapshot() const;
   StoreStats stats() const;
+  // Everything that is counted since opening; storage/README.md lists the names.
+  std::vector<Metric> metrics() const;
   // Reads everything: checksums, counts, order. Ok, or the first fault found.
   Status check() const;
 
@@ -146,6 +152,7 @@ class Store final : public RowReader {
   Status require_writable(std::string_view op) const;
   Status write(const std::vector<Change>& changes);
   Status failed(Status status);
+  Status sync_for_all(std::unique_lock<std::mutex>& writer);
   Partition& own_partition(uint32_t id);
   // Readers see all of `changes` or none.
   Status apply(std::span<const Change> changes);
@@ -196,8 +203,10 @@ class Store final : public RowReader {
   std::unique_ptr<WalWriter> wal_;
   Status failure_;
   bool closed_ = false;
+  bool sync_running_ = false;  // a thread syncs the log without writer_mutex_
+  std::condition_variable sync_done_;
   uint64_t unsealed_bytes_ = 0;
-  uint64_t checkpoint_count_ = 0, merge_count_ = 0, reclaimed_bytes_ = 0;
+  const std::shared_ptr<StoreMetrics> metrics_ = std::make_shared<StoreMetrics>();
 
   mutable std::shared_mutex state_mutex_;
   StoreState state_;

@@ -24,9 +24,9 @@ StoreStats Store::stats() const {
     stats.wal_bytes_written = wal_->byte_count();
     stats.sync_count = wal_->sync_count();
   }
-  stats.checkpoint_count = checkpoint_count_;
-  stats.merge_count = merge_count_;
-  stats.reclaimed_bytes = reclaimed_bytes_;
+  stats.checkpoint_count = metrics_->checkpoint_count.value();
+  stats.merge_count = metrics_->merge_count.value();
+  stats.reclaimed_bytes = metrics_->reclaimed_bytes.value();
   return stats;
 }
 

@@ -103,6 +103,7 @@ Status Store::seal_merged_postings(const Segments& merged, Sealing& sealing) {
 
 Status Store::checkpoint_locked() {
   if (wal_->next_sequence() == manifest_.wal_sequence) return Status::ok();
+  const LatencyTimer timer(metrics_->checkpoint_latency_us);
   MC_RETURN_IF_ERROR(seal_everything());
   return failed(merge_segments());
 }
@@ -132,7 +133,7 @@ Status Store::seal_everything() {
   MC_RETURN_IF_ERROR(failed(install(sealing)));
   MC_RETURN_IF_ERROR(failed(wal_->retire_before(manifest_.wal_number)));
   unsealed_bytes_ = 0;
-  ++checkpoint_count_;
+  metrics_->checkpoint_count.add();
   return Status::ok();
 }
 
@@ -186,7 +187,7 @@ Status Store::install(Sealing& sealing) {
   for (const auto& segment : sealing.obsolete) {
     // Mapped pages stay readable for snapshots that still show them.
     MC_RETURN_IF_ERROR(env_->remove(segment->path()));
-    reclaimed_bytes_ += segment->header().file_bytes;
+    metrics_->reclaimed_bytes.add(segment->header().file_bytes);
   }
   return Status::ok();
 }
@@ -216,7 +217,7 @@ Status Store::merge_segments() {
       MC_RETURN_IF_ERROR(seal_merged_postings(segments, sealing));
     }
     sealing.obsolete.insert(sealing.obsolete.end(), segments.begin(), segments.end());
-    ++merge_count_;
+    metrics_->merge_count.add();
   }
   return sealing.obsolete.empty() ? Status::ok() : install(sealing);
 }

@@ -30,6 +30,12 @@ std::vector<Bytes> cut(const RecordParts& record, uint64_t from, uint64_t count)
 
 }  // namespace
 
+Status LogFile::sync() {
+  std::lock_guard guard(mutex_);
+  if (status_.is_ok()) status_ = file_->sync();
+  return status_;
+}
+
 std::string WalWriter::path_of(uint64_t number) const {
   return join_path(options_.directory, wal_file_name(number));
 }
@@ -89,12 +95,22 @@ Status WalWriter::flush() {
 }
 
 Status WalWriter::sync() {
-  MC_RETURN_IF_ERROR(flush());
-  if (durable_ == next_.sequence) return Status::ok();
-  MC_RETURN_IF_ERROR(file_->sync());
-  ++sync_count_;
-  durable_ = next_.sequence;
+  MC_ASSIGN_OR_RETURN(const PendingSync pending, begin_sync());
+  if (pending.file == nullptr) return Status::ok();
+  MC_RETURN_IF_ERROR(pending.file->sync());
+  end_sync(pending);
   return Status::ok();
+}
+
+Result<WalWriter::PendingSync> WalWriter::begin_sync() {
+  MC_RETURN_IF_ERROR(flush());
+  if (durable_ == next_.sequence) return PendingSync{};
+  return PendingSync{file_, next_.sequence};
+}
+
+void WalWriter::end_sync(const PendingSync& synced) {
+  ++sync_count_;
+  durable_ = std::max(durable_, synced.sequence);
 }
 
 Result<WalPosition> WalWriter::finish_file() {
@@ -133,12 +149,14 @@ Status WalWriter::create_file(const std::string& path) {
   header_.file_bytes = options_.first_file_bytes;
   options_.first_file_bytes = std::min(2 * options_.first_file_bytes, options_.most_file_bytes);
   header_ = seal(header_);
-  MC_ASSIGN_OR_RETURN(file_, env_->open_writable(path, WriteMode::kTruncate));
+  MC_ASSIGN_OR_RETURN(auto opened, env_->open_writable(path, WriteMode::kTruncate));
+  file_ = std::make_shared<LogFile>(std::move(opened));
   std::vector<std::byte> zeros(std::min(kZeroBytes, header_.file_bytes));
   std::memcpy(zeros.data(), &header_, sizeof(header_));
   for (uint64_t offset = 0; offset < header_.file_bytes; offset += zeros.size()) {
     const uint64_t count = std::min<uint64_t>(zeros.size(), header_.file_bytes - offset);
-    MC_RETURN_IF_ERROR(file_->write_at(offset, Bytes(zeros).first(count)));
+    const Bytes part = Bytes(zeros).first(count);
+    MC_RETURN_IF_ERROR(file_->write_parts_at(offset, {&part, 1}));
     if (offset == 0) std::memset(zeros.data(), 0, sizeof(header_));
   }
   return Status::ok();
@@ -149,8 +167,10 @@ Status WalWriter::recycle_file(const std::string& path) {
   MC_ASSIGN_OR_RETURN(const auto old, env_->open_readable(path));
   header_.file_bytes = old->byte_count();
   header_ = seal(header_);
-  MC_ASSIGN_OR_RETURN(file_, env_->open_writable(path, WriteMode::kOverwrite));
-  return file_->write_at(0, bytes_of_struct(header_));
+  MC_ASSIGN_OR_RETURN(auto opened, env_->open_writable(path, WriteMode::kOverwrite));
+  file_ = std::make_shared<LogFile>(std::move(opened));
+  const Bytes header = bytes_of_struct(header_);
+  return file_->write_parts_at(0, {&header, 1});
 }
 
 Status WalWriter::retire_before(uint64_t number) {

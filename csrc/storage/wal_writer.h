@@ -4,6 +4,7 @@
 #pragma once
 
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -27,8 +28,30 @@ struct WalPosition {
   uint64_t sequence = 1;  // of the frame
 };
 
+// A log file that may be synced by one thread while another writes to it. After a failed sync
+// every later one fails: the system reports lost pages once only.
+class LogFile {
+ public:
+  explicit LogFile(std::unique_ptr<WritableFile> file) : file_(std::move(file)) {}
+  Status write_parts_at(uint64_t offset, std::span<const Bytes> parts) {
+    return file_->write_parts_at(offset, parts);
+  }
+  Status sync();
+
+ private:
+  std::unique_ptr<WritableFile> file_;
+  std::mutex mutex_;
+  Status status_;  // of the syncs so far
+};
+
 class WalWriter {
  public:
+  // What a sync outside the owner's lock needs. `file` is null when nothing has to be synced.
+  struct PendingSync {
+    std::shared_ptr<LogFile> file;
+    uint64_t sequence = 0;  // durable once `file` is synced
+  };
+
   // Everything before `next` is durable. No file is touched before the first append.
   WalWriter(Env* env, WalOptions options, WalPosition next)
       : env_(env), options_(std::move(options)), next_(next), durable_(next.sequence) {}
@@ -37,6 +60,9 @@ class WalWriter {
   Status append(const RecordParts& record);
   Status flush();  // the buffer reaches the operating system
   Status sync();   // and the disk
+  // The same in two steps, so that appends go on while the disk works: sync the file in between.
+  Result<PendingSync> begin_sync();
+  void end_sync(const PendingSync& synced);
 
   // Makes everything durable and lets the next append begin a new file.
   Result<WalPosition> finish_file();
@@ -71,7 +97,7 @@ class WalWriter {
   WalOptions options_;
   WalPosition next_;  // next_.number: the file that will be started next
   uint64_t durable_;
-  std::unique_ptr<WritableFile> file_;
+  std::shared_ptr<LogFile> file_;
   WalFileHeader header_;
   uint64_t end_ = 0;            // of the frames in the file, buffered ones included
   uint64_t buffer_offset_ = 0;  // of the buffer's first byte in the file

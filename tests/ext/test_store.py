@@ -306,3 +306,18 @@ def test_an_empty_append_and_a_single_token_work(store):
     with reopened(store) as again:
         assert again.read_tokens(p, 0, 1).tolist() == [2**32 - 1]
         assert again.search("word", 1)[1].tolist() == [0]
+
+
+def test_metrics_say_what_was_done_with_units(store):
+    p = store.add_partition("a")
+    store.append_tokens(p, np.arange(64, dtype=np.uint32))
+    store.commit()
+    found = {(m.name, *sorted(m.labels.items())): m for m in store.metrics()}
+    assert found["token_count",].value == 64
+    assert found["commit_count",].kind == "counter"
+    latency = found["commit_latency_us",]
+    assert latency.kind == "histogram"
+    assert latency.unit == "us"
+    assert latency.count == 1
+    assert 1 <= latency.quantile(0.5) <= 2 * latency.bucket_bounds[-1]
+    assert all(m.help and m.unit for m in found.values())

@@ -1,0 +1,50 @@
+// StoreMetrics: the one place where a store counts what it does, for any exporter. Snapshots of a
+// store count into it as well.
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/metrics.h"
+
+namespace mc {
+
+enum class MetricKind : uint8_t {
+  kCounter,    // only grows, from 0 at opening
+  kGauge,      // as of now
+  kHistogram,  // counts by buckets of powers of two
+};
+
+// One value, or one histogram, by name and labels. README.md lists the names.
+struct Metric {
+  std::string name, unit, help;
+  MetricKind kind = MetricKind::kCounter;
+  std::vector<std::pair<std::string, std::string>> labels = {};
+  uint64_t value = 0;                        // of a histogram: the sum of what was recorded
+  std::vector<uint64_t> bucket_bounds = {};  // inclusive; the last bucket has no bound
+  std::vector<uint64_t> bucket_counts = {};  // one more than bounds
+};
+
+struct StoreMetrics {
+  // writes
+  Counter commit_count, checkpoint_count, merge_count, reclaimed_bytes;
+  Histogram commit_latency_us, sync_latency_us, checkpoint_latency_us;
+};
+
+// Builds the list; shared by Store::metrics and what it asks.
+class MetricList {
+ public:
+  void counter(const char* name, const char* unit, const char* help, uint64_t value);
+  void gauge(const char* name, const char* unit, const char* help, uint64_t value);
+  void histogram(const char* name, const char* unit, const char* help, const Histogram& values);
+  // Labels of the metric added last.
+  void label(std::string key, std::string value);
+
+  std::vector<Metric> take() { return std::move(metrics_); }
+
+ private:
+  std::vector<Metric> metrics_;
+};
+
+}  // namespace mc
