@@ -3,6 +3,8 @@ question."""
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
