@@ -111,8 +111,8 @@ def _lexical(history: History, axis: BlockAxis, text: str) -> tuple[Field, Field
         covered += spread > 0.0
         strongest = np.maximum(strongest, spread)
     scale = np.float32(1.0 / weight if weight > 0.0 else 0.0)
-    share = np.float32(1.0 / max(terms, 1))
-    return near * scale, own * scale, covered * share, strongest * scale
+    per_term = np.float32(1.0 / max(terms, 1))
+    return near * scale, own * scale, covered * per_term, strongest * scale
 
 
 def _sketch(history: History, axis: BlockAxis, question: Question) -> Field:

@@ -67,23 +67,25 @@ class PageCodec:
         count = len(pages)
         if self.format != "int8":
             return _bytes_of(pages.to(FORMATS[self.format])).reshape(count, self.row_bytes)
-        rows = pages.reshape(count, -1, self._width).contiguous()
+        rows = pages.reshape(count, self._numbers // self._width, self._width).contiguous()
         codes = torch.empty(rows.shape, dtype=torch.int8)
         scales = torch.empty(rows.shape[:2], dtype=torch.float32)
         page_scatter(rows, torch.arange(count), codes, scales=scales)
-        parts = [_bytes_of(part).reshape(count, -1) for part in (codes, scales)]
+        parts = [_bytes_of(part.flatten(1)) for part in (codes, scales)]
         return np.concatenate(parts, axis=1)
 
     def decode(self, rows: Rows, dtype: torch.dtype) -> Tensor:
         """Pages [N, *shape] of `dtype` on the CPU, from rows uint8 [N, row_bytes]."""
         count = len(rows)
+        if count == 0:  # rows of no bytes have no strides to view them by
+            return torch.empty((0, *self.shape), dtype=dtype)
         if self.format != "int8":
             flat = torch.from_numpy(np.ascontiguousarray(rows)).view(FORMATS[self.format])
             return flat.reshape(count, *self.shape).to(dtype)
         codes = torch.from_numpy(np.ascontiguousarray(rows[:, : self._numbers])).view(torch.int8)
         scales = torch.from_numpy(np.ascontiguousarray(rows[:, self._numbers :]))
         scales = scales.view(torch.float32)
-        codes = codes.reshape(count, -1, self._width)
+        codes = codes.reshape(count, self._numbers // self._width, self._width)
         pages = page_gather(codes, torch.arange(count), scales=scales, dtype=dtype)
         return pages.reshape(count, *self.shape)
 
