@@ -8,10 +8,14 @@
 #   make gpu           kernel tests and benchmarks on the CUDA device of this machine
 #   make train-gpu     the training queue on the CUDA device of this machine
 #   make format        clang-format and ruff
+#   make asan, tsan    C++ tests under AddressSanitizer and UBSan; the concurrent ones under TSan
+#   make fuzz          the decoders for FUZZ_SECONDS each way (libFuzzer where clang is)
+#   make soak          SOAK_KILLS writers killed at random points (about a second each)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BUILD := build/dev
+comma := ,
 JOBS ?= $(shell nproc)
 # AUTO builds the CUDA kernels where nvcc is found; the tests need only the emulated ones.
 MC_CUDA ?= OFF
@@ -20,7 +24,7 @@ export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test check setup build bench gpu train-gpu format lint types cpp-test fuzz clean
+.PHONY: demo test check setup build bench gpu train-gpu format lint types cpp-test asan tsan fuzz soak clean
 
 # The demo needs no tests compiled.
 demo: BUILD_TESTS = OFF
@@ -74,6 +78,47 @@ format: setup
 	$(BIN)/ruff format --quiet .
 	find csrc tests -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh' | \
 	  xargs $(BIN)/clang-format -i
+
+# Builds of the C++ tests alone, with sanitizers: $(call sanitized,folder,sanitizers,more)
+sanitized = $(BIN)/cmake -S . -B build/$(1) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DMC_ENGINE=OFF -DMC_OPS=OFF -DMC_CUDA=OFF \
+	  -DMC_SANITIZE=$(2) $(3) >/dev/null
+FUZZ_SECONDS ?= 20
+FUZZ_RUNS ?= 500000
+SOAK_KILLS ?= 1000
+CLANG ?= $(firstword $(foreach n,clang++ clang++-19 clang++-16 clang++-14,$(shell command -v $(n))))
+CONCURRENT = *GroupCommit*:*ColdRead*:Prefetch*:PageCache*:*BatchReader*:Store.readers*:Store.a_reader*
+
+asan: setup
+	$(call sanitized,asan,address$(comma)undefined,-DMC_BUILD_TESTS=ON)
+	$(BIN)/cmake --build build/asan --target mc_tests
+	UBSAN_OPTIONS=halt_on_error=1 build/asan/tests/cpp/mc_tests --gtest_brief=1
+
+tsan: setup
+	$(call sanitized,tsan,thread,-DMC_BUILD_TESTS=ON)
+	$(BIN)/cmake --build build/tsan --target mc_tests
+	TSAN_OPTIONS=halt_on_error=1 build/tsan/tests/cpp/mc_tests --gtest_brief=1 \
+	  --gtest_filter='$(CONCURRENT)'
+
+# Mutations of sound files under AddressSanitizer; then libFuzzer, guided by coverage.
+fuzz: setup
+	$(call sanitized,asan,address$(comma)undefined,-DMC_BUILD_TESTS=ON)
+	$(BIN)/cmake --build build/asan --target mc_tests
+	MC_FUZZ_RUNS=$(FUZZ_RUNS) MC_FUZZ_SEEDS=build/fuzz/seeds build/asan/tests/cpp/mc_tests \
+	  --gtest_brief=1 --gtest_filter='DecodersFuzz*'
+ifeq ($(CLANG),)
+	@echo "libFuzzer: skipped, no clang++ (Debian: clang-19 libclang-rt-19-dev)"
+else
+	$(call sanitized,fuzz,fuzzer-no-link$(comma)address$(comma)undefined,\
+	  -DCMAKE_CXX_COMPILER=$(CLANG) -DCMAKE_C_COMPILER=$(subst ++,,$(CLANG)) -DMC_FUZZ=ON)
+	$(BIN)/cmake --build build/fuzz --target mc_fuzz
+	mkdir -p build/fuzz/corpus
+	build/fuzz/mc_fuzz -max_total_time=$(FUZZ_SECONDS) -timeout=5 -print_final_stats=1 \
+	  -artifact_prefix=build/fuzz/ build/fuzz/corpus build/fuzz/seeds
+endif
+
+soak: build
+	MC_SOAK_KILLS=$(SOAK_KILLS) $(BIN)/python -m pytest tests/crash/test_kill_9.py
 
 clean:
 	rm -rf build .venv

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         WorkingContext,
     )
     from megacontext_ext.metrics import Metric
+    from megacontext_ext.prefetch import Prefetch
     from megacontext_ext.search import TextIndex, analyze
     from megacontext_ext.store import Partition, RowFamily, Snapshot, Store, StoreOptions
 
@@ -36,6 +37,7 @@ _HOMES: dict[str, str] = {
     "ScoreField": "megacontext_ext.focus",
     "WorkingContext": "megacontext_ext.focus",
     "Metric": "megacontext_ext.metrics",
+    "Prefetch": "megacontext_ext.prefetch",
     "TextIndex": "megacontext_ext.search",
     "analyze": "megacontext_ext.search",
     "Partition": "megacontext_ext.store",
@@ -51,6 +53,7 @@ __all__ = [
     "FocusPlan",
     "Metric",
     "Partition",
+    "Prefetch",
     "RowFamily",
     "ScoreField",
     "Snapshot",

@@ -18,7 +18,7 @@ called from any thread; blocking calls release the GIL.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Literal
@@ -29,6 +29,7 @@ import numpy.typing as npt
 from megacontext_ext import _engine
 from megacontext_ext.errors import InvalidArgument, NotFound
 from megacontext_ext.metrics import Metric, metrics_from
+from megacontext_ext.prefetch import Prefetch
 
 __all__ = ["NO_CHAR_START", "Partition", "RowFamily", "Snapshot", "Store", "StoreOptions"]
 
@@ -62,6 +63,16 @@ class RowFamily:
     width: int  # elements
 
 
+def _request(
+    name: str, partitions: npt.ArrayLike, indices: npt.ArrayLike
+) -> tuple[str, Tokens, Indices]:
+    return (
+        name,
+        _integers("partitions", partitions, np.uint32),
+        _integers("indices", indices, np.uint64),
+    )
+
+
 @dataclass(frozen=True)
 class StoreOptions:
     """Sizes. The defaults suit a laptop and a server; tests make them small."""
@@ -71,6 +82,31 @@ class StoreOptions:
     wal_first_file_bytes: int = 256 << 10  # the first WAL file; each new one doubles ...
     wal_most_file_bytes: int = 8 << 20  # ... up to this
     most_segments_per_family: int = 8  # more are merged at a checkpoint
+    # auto: rows that the system has in memory are copied from the mapped file, others are read in
+    # one batch; mapped: all are copied from the mapped file; direct: only the page cache below.
+    read_mode: Literal["auto", "mapped", "direct"] = "auto"
+    read_engine: Literal["auto", "io_uring", "threads"] = "auto"  # of those batches
+    read_depth: int = 64  # reads at once
+    page_cache_bytes: int = 64 << 20  # used by direct, and by auto beyond half of the memory
+    prefetch_bytes: int = 16 << 20  # most that may wait to be prefetched
+
+
+_OPTION_CODES = {
+    "read_mode": {"auto": 0, "mapped": 1, "direct": 2},
+    "read_engine": {"auto": 0, "io_uring": 1, "threads": 2},
+}
+
+
+def _settings(options: StoreOptions | None) -> dict[str, int]:
+    """The options as the engine takes them."""
+    settings = asdict(options or StoreOptions())
+    for name, codes in _OPTION_CODES.items():
+        if settings[name] not in codes:
+            raise InvalidArgument(
+                f"[open] {name} must be one of {', '.join(codes)}, got {settings[name]!r}"
+            )
+        settings[name] = codes[settings[name]]
+    return settings
 
 
 def _integers(name: str, values: npt.ArrayLike, dtype: type[np.unsignedinteger[Any]]) -> Any:
@@ -148,6 +184,30 @@ class _Reader:
         )
         return out
 
+    def gather(
+        self, parts: Iterable[tuple[str, npt.ArrayLike, npt.ArrayLike, npt.NDArray[Any]]]
+    ) -> None:
+        """`gather_rows` for several families (and LODs) at once.
+
+        Args:
+            parts: (name, partitions, indices, out), each as in `gather_rows`.
+
+        Cost: what is not in memory is one batch of reads, and rows side by side are one read.
+        """
+        self._handle.gather([(*_request(*part[:3]), part[3]) for part in parts])
+
+    def prefetch(self, parts: Iterable[tuple[str, npt.ArrayLike, npt.ArrayLike]]) -> Prefetch:
+        """Brings rows into memory in the background.
+
+        Args:
+            parts: (name, partitions, indices), each as in `gather_rows`.
+
+        Returns: what can be awaited, waited for, or cancelled.
+
+        Raises: OverBudget when more than `prefetch_bytes` would wait.
+        """
+        return Prefetch(self._handle.prefetch([_request(*part) for part in parts]))
+
     def indexed_blocks(self, partition: int) -> int:
         """Blocks that `index_text` has covered."""
         return self._handle.indexed_blocks(partition)
@@ -192,7 +252,7 @@ class Store(_Reader):
         """
         path = os.path.abspath(path)
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        return cls(_engine.Store.create(path, dict(identity), asdict(options or StoreOptions())))
+        return cls(_engine.Store.create(path, dict(identity), _settings(options)))
 
     @classmethod
     def open(
@@ -212,9 +272,8 @@ class Store(_Reader):
             Corruption: damaged, or a directory of something else.
             Unsupported: a newer version wrote it.
         """
-        settings = asdict(options or StoreOptions())
         path = os.path.abspath(path)
-        return cls(_engine.Store.open(path, read_only, dict(identity or {}), settings))
+        return cls(_engine.Store.open(path, read_only, dict(identity or {}), _settings(options)))
 
     @classmethod
     def open_or_create(

@@ -5,6 +5,7 @@
 
 #include "base/str_cat.h"
 #include "bindings/bind.h"
+#include "bindings/bind_reads.h"
 #include "storage/store.h"
 
 namespace py = pybind11;
@@ -40,24 +41,29 @@ py::dtype numpy_dtype(RowType type) {
   return py::dtype("u1");
 }
 
-// Rows [n, width] of the family, in memory as they are on disk.
-void require_rows(std::string_view op, const py::array& rows, const DefineFamily& family) {
-  const py::dtype wanted = numpy_dtype(family.type);
-  const bool contiguous = (rows.flags() & py::array::c_style) != 0;
-  const bool shaped = rows.ndim() == 2 && rows.shape(1) == family.width;
-  if (rows.dtype().is(wanted) && contiguous && shaped) return;
-  std::string shape;
-  for (py::ssize_t axis = 0; axis < rows.ndim(); ++axis) {
-    shape += str_cat(axis == 0 ? "" : ", ", rows.shape(axis));
-  }
-  raise(Status::invalid_argument(
-      str_cat("[", op, "] rows of '", family.name, "' must be a contiguous [n, ", family.width,
-              "] ", py::str(wanted).cast<std::string>(), " array, got [", shape, "] ",
-              py::str(rows.dtype()).cast<std::string>(), contiguous ? "" : ", not contiguous")));
-}
-
 Bytes bytes_of_rows(const py::array& rows) {
   return {static_cast<const std::byte*>(rows.data()), static_cast<size_t>(rows.nbytes())};
+}
+
+// False when it is none of these.
+bool parse_read_option(const std::string& name, uint64_t value, ReadOptions& reads) {
+  if (name == "read_mode") {
+    reads.mode = static_cast<ReadMode>(value);
+  } else if (name == "read_engine") {
+    reads.engine = static_cast<BatchEngine>(value);
+  } else if (name == "read_depth") {
+    if (value < 1 || value > 4096) {
+      raise(Status::invalid_argument(str_cat("[open] read_depth must be 1 to 4096, got ", value)));
+    }
+    reads.depth = static_cast<uint32_t>(value);
+  } else if (name == "page_cache_bytes") {
+    reads.page_cache_bytes = value;
+  } else if (name == "prefetch_bytes") {
+    reads.prefetch_bytes = value;
+  } else {
+    return false;
+  }
+  return true;
 }
 
 StoreOptions parse_options(const std::map<std::string, uint64_t>& given) {
@@ -73,7 +79,7 @@ StoreOptions parse_options(const std::map<std::string, uint64_t>& given) {
       options.wal_most_file_bytes = value;
     } else if (name == "most_segments_per_family") {
       options.most_segments_per_family = value;
-    } else {
+    } else if (!parse_read_option(name, value, options.reads)) {
       raise(Status::invalid_argument(str_cat("[open] option must be known, got '", name, "'")));
     }
   }
@@ -275,8 +281,8 @@ void call_with(Store& store, Arguments... arguments) {
 }
 
 void register_reader(py::module_& module) {
-  py::class_<RowReader, std::shared_ptr<RowReader>>(module, "RowReader")
-      .def("partitions", &partition_list)
+  py::class_<RowReader, std::shared_ptr<RowReader>> reader(module, "RowReader");
+  reader.def("partitions", &partition_list)
       .def("partition",
            [](const RowReader& reader, uint32_t id) {
              return summary_tuple(value_or_raise(reader.partition(id)));
@@ -300,10 +306,26 @@ void register_reader(py::module_& module) {
              return value_or_raise(reader.indexed_blocks(partition));
            })
       .def("search", &search);
+  register_reads(module, reader);
   py::class_<Snapshot, RowReader, std::shared_ptr<Snapshot>>(module, "Snapshot");
 }
 
 }  // namespace
+
+void require_rows(std::string_view op, const py::array& rows, const DefineFamily& family) {
+  const py::dtype wanted = numpy_dtype(family.type);
+  const bool contiguous = (rows.flags() & py::array::c_style) != 0;
+  const bool shaped = rows.ndim() == 2 && rows.shape(1) == family.width;
+  if (rows.dtype().is(wanted) && contiguous && shaped) return;
+  std::string shape;
+  for (py::ssize_t axis = 0; axis < rows.ndim(); ++axis) {
+    shape += str_cat(axis == 0 ? "" : ", ", rows.shape(axis));
+  }
+  raise(Status::invalid_argument(
+      str_cat("[", op, "] rows of '", family.name, "' must be a contiguous [n, ", family.width,
+              "] ", py::str(wanted).cast<std::string>(), " array, got [", shape, "] ",
+              py::str(rows.dtype()).cast<std::string>(), contiguous ? "" : ", not contiguous")));
+}
 
 void register_store(py::module_& module) {
   register_reader(module);

@@ -9,6 +9,7 @@
 
 #include "base/bytes.h"
 #include "base/result.h"
+#include "io/batch_reader.h"
 
 namespace mc {
 
@@ -19,6 +20,15 @@ class ReadableFile {
   virtual uint64_t byte_count() const = 0;  // at the time of opening
   // Reads up to out.size() bytes; returns how many there were before the end of the file.
   virtual Result<size_t> read_at(uint64_t offset, MutableBytes out) const = 0;
+  // The same around the system's page cache where the file system can; offset, size and address
+  // must be multiples of kDirectAlign.
+  virtual Result<size_t> read_direct_at(uint64_t offset, MutableBytes out) const {
+    return read_at(offset, out);
+  }
+  // For a BatchReader of the system: what to read from, or -1.
+  virtual int descriptor(bool direct) const { return -1; }
+  // Whether these bytes of the mapping can be touched without waiting for a disk.
+  virtual bool is_resident(uint64_t offset, uint64_t count) const { return true; }
   // The whole file as memory, valid as long as this object. Only for files that no longer change.
   virtual Result<Bytes> map() = 0;
 };
@@ -51,6 +61,11 @@ class Env {
   virtual Result<std::unique_ptr<ReadableFile>> open_readable(const std::string& path) = 0;
   virtual Result<std::unique_ptr<WritableFile>> open_writable(const std::string& path,
                                                               WriteMode mode) = 0;
+  // The best way to read much at once, found by trying; Unsupported when the engine that the
+  // options name is not there.
+  virtual Result<std::unique_ptr<BatchReader>> batch_reader(const BatchOptions& options) {
+    return make_serial_reader();
+  }
   // kLocked when another process, or another lock of this process, holds it.
   virtual Result<std::unique_ptr<FileLock>> lock(const std::string& path) = 0;
 

@@ -11,6 +11,7 @@
 #include <chrono>
 #include <climits>
 #include <cstring>
+#include <mutex>
 #include <random>
 
 #include "base/str_cat.h"
@@ -58,16 +59,37 @@ class PosixReadableFile final : public ReadableFile {
   uint64_t byte_count() const override { return byte_count_; }
 
   Result<size_t> read_at(uint64_t offset, MutableBytes out) const override {
-    size_t done = 0;
-    while (done < out.size()) {
-      const ssize_t got = ::pread(fd_.get(), out.data() + done, out.size() - done,
-                                  static_cast<off_t>(offset + done));
-      if (got < 0 && errno == EINTR) continue;
-      if (got < 0) return errno_status("pread", path_);
-      if (got == 0) break;
-      done += static_cast<size_t>(got);
+    return read(fd_.get(), offset, out);
+  }
+
+  Result<size_t> read_direct_at(uint64_t offset, MutableBytes out) const override {
+    return read(descriptor(true), offset, out);
+  }
+
+  // O_DIRECT needs an open of its own. By this name also a file that was removed can be opened.
+  int descriptor(bool direct) const override {
+    if (!direct) return fd_.get();
+    std::call_once(direct_opened_, [this] {
+      const std::string self = str_cat("/proc/self/fd/", fd_.get());
+      direct_fd_ = std::make_unique<Descriptor>(open_retrying(self, O_RDONLY | O_DIRECT));
+    });
+    return direct_fd_->get() >= 0 ? direct_fd_->get() : fd_.get();
+  }
+
+  bool is_resident(uint64_t offset, uint64_t count) const override {
+    constexpr uint64_t kPage = 4096;
+    constexpr uint64_t kPagesAtOnce = 512;
+    unsigned char states[kPagesAtOnce];
+    const uint64_t end = round_up(std::min(offset + count, byte_count_), kPage);
+    for (uint64_t at = offset - offset % kPage; at < end; at += kPagesAtOnce * kPage) {
+      const uint64_t bytes = std::min(end - at, kPagesAtOnce * kPage);
+      auto* address = static_cast<std::byte*>(mapping_) + at;
+      if (mapping_ == nullptr || ::mincore(address, bytes, states) != 0) return true;
+      for (uint64_t i = 0; i < bytes / kPage; ++i) {
+        if (!(states[i] & 1)) return false;
+      }
     }
-    return done;
+    return true;
   }
 
   Result<Bytes> map() override {
@@ -81,10 +103,25 @@ class PosixReadableFile final : public ReadableFile {
   }
 
  private:
+  Result<size_t> read(int fd, uint64_t offset, MutableBytes out) const {
+    size_t done = 0;
+    while (done < out.size()) {
+      const ssize_t got =
+          ::pread(fd, out.data() + done, out.size() - done, static_cast<off_t>(offset + done));
+      if (got < 0 && errno == EINTR) continue;
+      if (got < 0) return errno_status("pread", path_);
+      if (got == 0) break;
+      done += static_cast<size_t>(got);
+    }
+    return done;
+  }
+
   Descriptor fd_;
   std::string path_;
   uint64_t byte_count_;
   void* mapping_ = nullptr;
+  mutable std::once_flag direct_opened_;
+  mutable std::unique_ptr<Descriptor> direct_fd_;
 };
 
 class PosixWritableFile final : public WritableFile {
@@ -153,6 +190,14 @@ class PosixEnv final : public Env {
     const int fd = open_retrying(path, O_WRONLY | flags);
     if (fd < 0) return errno_status("open", path);
     return std::unique_ptr<WritableFile>(new PosixWritableFile(fd, path));
+  }
+
+  Result<std::unique_ptr<BatchReader>> batch_reader(const BatchOptions& options) override {
+    if (options.engine != BatchEngine::kThreads) {
+      auto ring = make_uring_reader(options);
+      if (ring.is_ok() || options.engine == BatchEngine::kUring) return ring;
+    }
+    return make_thread_reader(options);
   }
 
   Result<std::unique_ptr<FileLock>> lock(const std::string& path) override {

@@ -4,6 +4,7 @@
 
 #include "base/checks.h"
 #include "base/str_cat.h"
+#include "storage/read_path.h"
 
 namespace mc {
 namespace {
@@ -138,25 +139,35 @@ const Run* Column::find(uint64_t index) const {
 }
 
 Status Column::read(uint64_t start, uint64_t end, uint32_t row_bytes, std::byte* out) const {
+  std::vector<PagePiece> none;
+  return read_warm(start, end, row_bytes, out, nullptr, none);
+}
+
+Status Column::read_warm(uint64_t start, uint64_t end, uint32_t row_bytes, std::byte* out,
+                         const ReadPath* path, std::vector<PagePiece>& cold) const {
   MC_ASSERT(end <= row_count_);
   while (start < end) {
     const Run* run = find(start);
     const uint64_t stop = std::min(end, run->end);
     const std::byte* rows = run->rows + (start - run->first) * row_bytes;
     const uint64_t byte_count = (stop - start) * row_bytes;
-    if (run->segment != nullptr) MC_RETURN_IF_ERROR(run->segment->verify(rows, byte_count));
-    std::memcpy(out, rows, byte_count);
+    if (run->segment != nullptr && path != nullptr &&
+        !path->is_warm(*run->segment, rows, byte_count)) {
+      add_pieces(*run->segment, rows, byte_count, out, cold);
+    } else {
+      if (run->segment != nullptr) MC_RETURN_IF_ERROR(run->segment->verify(rows, byte_count));
+      std::memcpy(out, rows, byte_count);
+    }
     out += byte_count;
     start = stop;
   }
   return Status::ok();
 }
 
-Status Column::Cursor::seek(uint64_t index, uint32_t row_bytes, const std::byte*& row) {
+const Run& Column::Cursor::locate(uint64_t index, uint32_t row_bytes, const std::byte*& row) {
   if (run_ == nullptr || index < run_->first || index >= run_->end) run_ = column_->find(index);
   row = run_->rows + (index - run_->first) * row_bytes;
-  if (run_->segment != nullptr) return run_->segment->verify(row, row_bytes);
-  return Status::ok();
+  return *run_;
 }
 
 }  // namespace mc

@@ -13,6 +13,9 @@
 
 namespace mc {
 
+class ReadPath;
+struct PagePiece;
+
 // Rows in memory. Written once, front to back, never moved.
 struct Extent {
   explicit Extent(uint64_t byte_count) : bytes(new std::byte[byte_count]) {}
@@ -57,13 +60,16 @@ class Column {
 
   // end <= row_count(). Corruption when a page does not match its checksum.
   Status read(uint64_t start, uint64_t end, uint32_t row_bytes, std::byte* out) const;
+  // The same, but what `path` calls cold is added to `cold` instead of being read.
+  Status read_warm(uint64_t start, uint64_t end, uint32_t row_bytes, std::byte* out,
+                   const ReadPath* path, std::vector<PagePiece>& cold) const;
 
   // Walks to single rows; remembers the run of the last one. Must not outlive the column.
   class Cursor {
    public:
     explicit Cursor(const Column& column) : column_(&column) {}
-    // index < row_count(). `row` is valid while the column is.
-    Status seek(uint64_t index, uint32_t row_bytes, const std::byte*& row);
+    // index < row_count(). Run and `row`, not yet verified, are valid while the column is.
+    const Run& locate(uint64_t index, uint32_t row_bytes, const std::byte*& row);
 
    private:
     const Column* column_;

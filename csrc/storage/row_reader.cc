@@ -1,14 +1,10 @@
 #include "storage/row_reader.h"
 
-#include <unordered_map>
-
 #include "base/checks.h"
 #include "base/str_cat.h"
 
 namespace mc {
 namespace {
-
-constexpr size_t kPrefetchRows = 4;
 
 Status bad_range(std::string_view op, Span range, uint64_t limit) {
   return Status::invalid_argument(str_cat("[", op, "] range must lie within [0, ", limit,
@@ -17,31 +13,6 @@ Status bad_range(std::string_view op, Span range, uint64_t limit) {
 
 Status no_such_family(std::string_view op, std::string_view name) {
   return Status::not_found(str_cat("[", op, "] no row family is named '", name, "'"));
-}
-
-// Copies rows one by one; the next ones are on their way to the cache meanwhile.
-Status gather(const std::unordered_map<uint32_t, Column>& columns, const GatherRequest& request,
-              uint32_t row_bytes, std::byte* out) {
-  const size_t count = request.indices.size();
-  std::unordered_map<uint32_t, Column::Cursor> cursors;
-  uint32_t last_partition = 0;
-  Column::Cursor* cursor = nullptr;
-  const std::byte* ahead[kPrefetchRows] = {};
-  for (size_t i = 0; i < count + kPrefetchRows; ++i) {
-    if (i >= kPrefetchRows) {
-      std::memcpy(out + (i - kPrefetchRows) * row_bytes, ahead[i % kPrefetchRows], row_bytes);
-    }
-    if (i >= count) continue;
-    if (cursor == nullptr || request.partitions[i] != last_partition) {
-      last_partition = request.partitions[i];
-      cursor = &cursors.try_emplace(last_partition, columns.at(last_partition)).first->second;
-    }
-    const std::byte* row = nullptr;
-    MC_RETURN_IF_ERROR(cursor->seek(request.indices[i], row_bytes, row));
-    __builtin_prefetch(row);
-    ahead[i % kPrefetchRows] = row;
-  }
-  return Status::ok();
 }
 
 PartitionSummary summary_of(const Partition& partition) {
@@ -89,6 +60,24 @@ Result<Column> RowReader::column(uint32_t family_id, uint32_t partition) const {
   return state().partitions[partition]->column(family_id);
 }
 
+std::shared_ptr<ReadPath> RowReader::read_path() const {
+  const auto lock = lock_state();
+  return state().read_path;
+}
+
+Status RowReader::read_column(const Column& column, uint32_t family_id, Span rows,
+                              uint32_t row_bytes, std::byte* out) const {
+  const std::shared_ptr<ReadPath> path = read_path();
+  StoreMetrics& metrics = path->metrics();
+  const LatencyTimer timer(metrics.read_latency_us);
+  metrics.read_count.add();
+  metrics.family_bytes(family_id).add((rows.end - rows.start) * row_bytes);
+  std::vector<PagePiece> cold;
+  MC_RETURN_IF_ERROR(column.read_warm(rows.start, rows.end, row_bytes, out, path.get(), cold));
+  (cold.empty() ? metrics.mapped_rows : metrics.cold_rows).add(rows.end - rows.start);
+  return cold.empty() ? Status::ok() : path->read(cold, false);
+}
+
 std::vector<PartitionSummary> RowReader::partitions() const {
   const auto lock = lock_state();
   std::vector<PartitionSummary> summaries;
@@ -115,7 +104,7 @@ Status RowReader::read_tokens(uint32_t partition, Span positions, std::span<uint
     return bad_range("read_tokens", positions, tokens.row_count());
   }
   MC_ASSERT(out.size() == positions.token_count());
-  return tokens.read(positions.start, positions.end, sizeof(uint32_t),
+  return read_column(tokens, kTokensFamily, positions, sizeof(uint32_t),
                      std::as_writable_bytes(out).data());
 }
 
@@ -126,7 +115,8 @@ Status RowReader::block_char_starts(uint32_t partition, uint64_t start, uint64_t
     return bad_range("block_char_starts", {start, end}, starts.row_count());
   }
   MC_ASSERT(out.size() == end - start);
-  return starts.read(start, end, sizeof(uint64_t), std::as_writable_bytes(out).data());
+  return read_column(starts, kCharStartsFamily, {start, end}, sizeof(uint64_t),
+                     std::as_writable_bytes(out).data());
 }
 
 std::vector<DefineFamily> RowReader::row_families() const {
@@ -160,36 +150,7 @@ Status RowReader::read_rows(std::string_view family_name, uint32_t partition, Sp
     return bad_range("read_rows", rows, found.row_count());
   }
   MC_ASSERT(out.size() == (rows.end - rows.start) * row_bytes_of(family));
-  return found.read(rows.start, rows.end, row_bytes_of(family), out.data());
-}
-
-Status RowReader::gather_rows(const GatherRequest& request, MutableBytes out) const {
-  MC_ASSIGN_OR_RETURN(const DefineFamily family, row_family(request.family));
-  const uint32_t row_bytes = row_bytes_of(family);
-  if (request.partitions.size() != request.indices.size() ||
-      out.size() != request.indices.size() * row_bytes) {
-    return Status::invalid_argument(str_cat(
-        "[gather_rows] partitions, indices and out must have the same length, got ",
-        request.partitions.size(), ", ", request.indices.size(), ", ", out.size() / row_bytes));
-  }
-  std::unordered_map<uint32_t, Column> columns;
-  const Column* last = nullptr;
-  for (size_t i = 0; i < request.indices.size(); ++i) {
-    const uint32_t partition = request.partitions[i];
-    if (last == nullptr || partition != request.partitions[i - 1]) {
-      auto found = columns.find(partition);
-      if (found == columns.end()) {
-        MC_ASSIGN_OR_RETURN(Column fetched, column(family.id, partition));
-        found = columns.emplace(partition, std::move(fetched)).first;
-      }
-      last = &found->second;
-    }
-    if (request.indices[i] >= last->row_count()) {
-      return Status::invalid_argument(str_cat("[gather_rows] indices[", i, "] must be < ",
-                                              last->row_count(), ", got ", request.indices[i]));
-    }
-  }
-  return gather(columns, request, row_bytes, out.data());
+  return read_column(found, family.id, rows, row_bytes_of(family), out.data());
 }
 
 Result<uint64_t> RowReader::indexed_blocks(uint32_t partition) const {

@@ -15,9 +15,12 @@
 #include "format/manifest.h"
 #include "storage/column.h"
 #include "storage/lexical_index.h"
+#include "storage/read_path.h"
 #include "tree/span.h"
 
 namespace mc {
+
+class Prefetch;
 
 // A source with a timeline of its own.
 struct Partition {
@@ -31,6 +34,7 @@ struct Partition {
 };
 
 struct StoreState {
+  std::shared_ptr<ReadPath> read_path;
   std::vector<std::shared_ptr<const DefineFamily>> families;  // [id - 1]
   std::vector<std::shared_ptr<Partition>> partitions;         // [id]
   LexicalIndex lexical;
@@ -52,6 +56,11 @@ struct GatherRequest {
   std::string_view family;
   std::span<const uint32_t> partitions;  // [N]
   std::span<const uint64_t> indices;     // [N]
+};
+
+struct GatherPart {
+  GatherRequest request;
+  MutableBytes out;  // row i is row indices[i] of partitions[i]
 };
 
 inline constexpr uint32_t kTokensFamily = 1;      // u32, LOD 0, one a token
@@ -83,6 +92,10 @@ class RowReader {
   Status read_rows(std::string_view family, uint32_t partition, Span rows, MutableBytes out) const;
   // Row i of `out` is row indices[i] of partitions[i].
   Status gather_rows(const GatherRequest& request, MutableBytes out) const;
+  // Several families at once: one batch of reads for everything that is not in memory.
+  Status gather(std::span<const GatherPart> parts) const;
+  // Brings rows into memory in the background. Errors: see Prefetcher::submit.
+  Result<std::shared_ptr<Prefetch>> prefetch(std::span<const GatherRequest> requests) const;
 
   Result<uint64_t> indexed_blocks(uint32_t partition) const;
   // Best first by BM25 over all partitions; `partition` keeps only its blocks.
@@ -95,7 +108,14 @@ class RowReader {
   virtual const StoreState& state() const = 0;
 
  private:
+  class GatherColumns;
+
   Result<Column> column(uint32_t family_id, uint32_t partition) const;
+  std::shared_ptr<ReadPath> read_path() const;
+  Status read_column(const Column& column, uint32_t family_id, Span rows, uint32_t row_bytes,
+                     std::byte* out) const;
+  static Status gather_warm(const GatherColumns& columns, const GatherPart& part, ReadPath& path,
+                            std::vector<PagePiece>& cold);
 };
 
 // A stable view. Keeps the files it needs alive; needs no store.

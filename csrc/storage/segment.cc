@@ -22,6 +22,8 @@ Result<std::shared_ptr<const Segment>> Segment::open(Env* env, const std::string
                                                      const StoreId& store_id,
                                                      const SegmentEntry& entry) {
   std::shared_ptr<Segment> segment(new Segment);
+  static std::atomic<uint64_t> next_cache_id{1};
+  segment->cache_id_ = next_cache_id.fetch_add(1, std::memory_order_relaxed);
   segment->path_ = join_path(directory, segment_file_name(entry.id));
   const std::string& path = segment->path_;
   auto opened = env->open_readable(path);
@@ -75,9 +77,12 @@ Status Segment::verify_all() const {
 }
 
 Status Segment::verify_page(uint64_t page) const {
+  return verify_copy(page, Bytes(rows_ + (page << page_shift_), bytes_of_page(page)));
+}
+
+Status Segment::verify_copy(uint64_t page, Bytes bytes) const {
   const uint64_t offset = page << page_shift_;
-  const uint64_t count = std::min<uint64_t>(header_.page_bytes, header_.data_bytes - offset);
-  const uint32_t got = crc32c(Bytes(rows_ + offset, count));
+  const uint32_t got = crc32c(bytes);
   uint32_t expected;
   std::memcpy(&expected, checksums_ + page * sizeof(expected), sizeof(expected));
   if (got == expected) return Status::ok();

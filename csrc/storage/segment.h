@@ -2,6 +2,7 @@
 // first touched, so opening costs the header and the run table only. Thread safe.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <string>
@@ -29,6 +30,29 @@ class Segment {
   const std::byte* rows() const { return rows_; }
   Bytes row_bytes() const { return {rows_, header_.data_bytes}; }
 
+  const ReadableFile& file() const { return *file_; }
+  // Of this process, never used twice.
+  uint64_t cache_id() const { return cache_id_; }
+  uint64_t bytes_of_page(uint64_t page) const {
+    return std::min<uint64_t>(header_.page_bytes, header_.data_bytes - page * header_.page_bytes);
+  }
+
+  // Whether verify() of these bytes has nothing left to do.
+  bool is_verified(const std::byte* start, uint64_t byte_count) const {
+    const auto offset = static_cast<uint64_t>(start - rows_);
+    const uint64_t last = (offset + byte_count - 1) >> page_shift_;
+    for (uint64_t page = offset >> page_shift_; page <= last; ++page) {
+      const uint64_t word = verified_[page / 64].load(std::memory_order_relaxed);
+      if (!(word >> (page % 64) & 1)) return false;
+    }
+    return true;
+  }
+  bool is_resident(const std::byte* start, uint64_t byte_count) const {
+    const auto offset = static_cast<uint64_t>(start - rows_);
+    return file_->is_resident(header_.data_offset + offset, byte_count);
+  }
+  // Checks a copy of one page that was not read through the mapping.
+  Status verify_copy(uint64_t page, Bytes bytes) const;
   // Checks the pages under these bytes (at least one) unless that was done before.
   Status verify(const std::byte* start, uint64_t byte_count) const;
   // Checks every page again.
@@ -38,6 +62,7 @@ class Segment {
   Segment() = default;
   Status verify_page(uint64_t page) const;
 
+  uint64_t cache_id_ = 0;
   std::string path_;
   std::unique_ptr<ReadableFile> file_;
   SegmentHeader header_;

@@ -4,6 +4,7 @@
 
 #include "base/checks.h"
 #include "base/str_cat.h"
+#include "storage/prefetcher.h"
 
 namespace mc {
 namespace {
@@ -25,7 +26,9 @@ std::vector<uint64_t> starts_of_blocks(uint64_t first, uint64_t token_count,
 }  // namespace
 
 Store::Store(Env* env, std::string path, const OpenRequest& request)
-    : env_(env), path_(std::move(path)), read_only_(request.read_only), options_(request.options) {}
+    : env_(env), path_(std::move(path)), read_only_(request.read_only), options_(request.options) {
+  state_.read_path = std::make_shared<ReadPath>(env, options_.reads, options_.page_bytes, metrics_);
+}
 
 Store::~Store() {
   // Best effort: whoever needs to know whether it worked calls close().
@@ -295,6 +298,7 @@ Status Store::close() {
   }
   closed_ = true;
   lock_ = nullptr;
+  state_.read_path->prefetcher().stop();
   return status;
 }
 

@@ -34,6 +34,7 @@ struct StoreOptions {
   uint64_t wal_first_file_bytes = 256 << 10;
   uint64_t wal_most_file_bytes = 8 << 20;
   size_t most_segments_per_family = 8;  // more are merged at a checkpoint
+  ReadOptions reads = {};
 };
 
 struct OpenRequest {
@@ -189,6 +190,7 @@ class Store final : public RowReader {
   Status publish(const Manifest& manifest);
   Status install(Sealing& sealing);
   Manifest next_manifest() const;
+  void tell_read_path();
 
   Env* const env_;
   const std::string path_;

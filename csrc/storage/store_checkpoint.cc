@@ -167,6 +167,7 @@ Status Store::install(Sealing& sealing) {
   manifest_.segments = std::move(manifest.segments);
   segments_ = std::move(left);
   cuts_ = std::move(cuts);
+  tell_read_path();
   {
     std::unique_lock lock(state_mutex_);
     for (const auto& segment : fresh) {
@@ -190,6 +191,12 @@ Status Store::install(Sealing& sealing) {
     metrics_->reclaimed_bytes.add(segment->header().file_bytes);
   }
   return Status::ok();
+}
+
+void Store::tell_read_path() {
+  uint64_t byte_count = 0;
+  for (const auto& segment : segments_) byte_count += segment->header().file_bytes;
+  state_.read_path->set_segment_bytes(byte_count);
 }
 
 // Where a family has too many segments, its smallest become one: each row is rewritten about

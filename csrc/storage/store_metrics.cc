@@ -54,6 +54,15 @@ std::vector<Metric> Store::metrics() const {
   list.counter("wal_written_bytes", "bytes", "written to the WAL", now.wal_bytes_written);
   list.counter("sync_count", "1", "fdatasync of the WAL", now.sync_count);
   list_writes(*metrics_, list);
+  state_.read_path->list_metrics(list);
+  const auto lock = lock_state();
+  for (const auto& family : state_.families) {
+    if (family->id >= StoreMetrics::kFamilies) break;
+    list.counter("family_read_bytes", "bytes", "of rows that were read, by family",
+                 metrics_->family_read_bytes[family->id].value());
+    list.label("family", family->name);
+    list.label("lod", std::to_string(family->lod));
+  }
   return list.take();
 }
 

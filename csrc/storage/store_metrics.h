@@ -27,9 +27,21 @@ struct Metric {
 };
 
 struct StoreMetrics {
+  static constexpr size_t kFamilies = 64;  // ids above count with the last
+
+  // reads
+  Counter read_count, mapped_rows, cold_rows;
+  Counter cache_hit_pages, disk_pages, disk_read_count, disk_read_bytes;
+  std::array<Counter, kFamilies> family_read_bytes;  // [id]
+  Histogram read_latency_us, disk_latency_us, disk_batch_reads;
+  Counter prefetch_count, prefetch_pages, prefetch_cancelled_count;
   // writes
   Counter commit_count, checkpoint_count, merge_count, reclaimed_bytes;
   Histogram commit_latency_us, sync_latency_us, checkpoint_latency_us;
+
+  Counter& family_bytes(uint32_t id) {
+    return family_read_bytes[id < kFamilies ? id : kFamilies - 1];
+  }
 };
 
 // Builds the list; shared by Store::metrics and what it asks.

@@ -180,6 +180,7 @@ Status Store::load_segments() {
     if (!is_rows) postings.push_back(segment);
   }
   state_.lexical.replace_segments(std::move(postings), cuts_, true);
+  tell_read_path();
   return require_no_gaps();
 }
 
