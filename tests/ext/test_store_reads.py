@@ -102,7 +102,9 @@ def test_prefetches_are_bounded_cancelled_and_end_with_the_store(filled):
         store.prefetch([everything])
     with pytest.raises(errors.InvalidArgument, match=r"indices\[0\] must be < 500, got 500"):
         store.prefetch([("gist", [0], [500])])
-    waiting = [store.prefetch([("gist", np.zeros(8, int), np.arange(8) + 8 * i)]) for i in range(10)]
+    waiting = [
+        store.prefetch([("gist", np.zeros(8, int), np.arange(8) + 8 * i)]) for i in range(10)
+    ]
     waiting[-1].cancel()
     waiter = threading.Thread(target=waiting[-2].wait)
     waiter.start()
