@@ -182,7 +182,11 @@ class NumberedLog:
             _settle(self, commit, error)
         # A writer that slept while its number was pruned finds newer ones now.
         newest = self.latest()
-        if newest is not None and newest.generation > commit.generation:
+        if newest is None or newest.generation <= commit.generation:
+            return
+        after = self._at(commit.generation + 1)
+        if after is None or after.parent != commit.commit_id:
+            self.objects.delete(self._key(commit))
             raise Superseded(_superseded(self.objects, commit, newest), newest)
 
     def adopt(self, commit: Commit) -> bool:
@@ -206,6 +210,13 @@ class NumberedLog:
         for key in keys[:-keep]:
             self.objects.delete(key)
         return max(0, len(keys) - keep)
+
+    def _at(self, generation: int) -> Commit | None:
+        key = f"{_FOLDER}/{generation:0{_DIGITS}d}.json"
+        try:
+            return Commit.from_bytes(self.objects.get(key), self.objects.where(key))
+        except NotFound:
+            return None
 
     def _key(self, commit: Commit) -> str:
         return f"{_FOLDER}/{commit.generation:0{_DIGITS}d}.json"

@@ -243,8 +243,10 @@ def _require_same_history(
                               f"{store_id}")  # fmt: skip
     if latest.manifest is None:
         return
-    if known and (latest.manifest.sha256 == known.manifest or latest.writer == known.writer):
+    if known and latest.manifest.sha256 == known.manifest:
         return
+    if known and known.is_writer and latest.writer == known.writer:
+        return  # our own, from just before a crash: the directory has all of it
     raise InvalidArgument(
         f"[acquire] {remote.url}: generation {latest.generation} (epoch {latest.epoch}) by "
         f"{latest.writer} was never in {path}, which would undo it: promote into a new directory, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -13,7 +14,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -30,19 +31,22 @@ def weed_program() -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago, each once."""
+    """Ports that are free, and whose neighbours at +10000, SeaweedFS's gRPC, are too. Below the
+    range that the system gives to clients."""
     found: list[int] = []
-    taken: list[socket.socket] = []
     while len(found) < count:
-        first = socket.socket()
-        first.bind(("127.0.0.1", 0))
-        taken.append(first)
-        port = first.getsockname()[1]
-        if port not in found:
+        port = random.SystemRandom().randrange(11_000, 21_000)
+        if port not in found and _is_free(port) and _is_free(port + 10_000):
             found.append(port)
-    for each in taken:
-        each.close()
     return found
+
+
+def _is_free(port: int) -> bool:
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
 
 
 def wait_until_answers(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -107,15 +111,12 @@ class SeaweedFS(Server):
         folder.mkdir(parents=True, exist_ok=True)
         data = folder / "data"
         data.mkdir(exist_ok=True)
-        ports = free_ports(8)
-        master, volume, filer, s3 = ports[:4]
+        master, volume, filer, s3 = free_ports(4)
         command = [
             weed_program(), *_PLAIN, "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
             f"-dir={data}", "-filer=true", "-s3=true", f"-s3.config={_identities(folder)}",
-            f"-master.port={master}", f"-master.port.grpc={ports[4]}",
-            f"-volume.port={volume}", f"-volume.port.grpc={ports[5]}",
-            f"-filer.port={filer}", f"-filer.port.grpc={ports[6]}",
-            f"-s3.port={s3}", f"-s3.port.grpc={ports[7]}", "-s3.port.iceberg=0", "-s3.port.lance=0",
+            f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}",
+            f"-s3.port={s3}", "-s3.port.iceberg=0", "-s3.port.lance=0",
             "-master.volumeSizeLimitMB=64", "-volume.max=30", "-master.telemetry=false",
         ]  # fmt: skip
         self.port = s3
@@ -130,29 +131,29 @@ class SeaweedCluster:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
-        ports = free_ports(12)
+        ports = free_ports(6)
         master, filer, s3 = ports[0], ports[1], ports[2]
         weed = weed_program()
         local = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
         for name in ("m", "v0", "v1", "v2", "f"):
             (folder / name).mkdir()
         self.master = Server("master", folder, [
-            weed, *_PLAIN, "master", *local, f"-port={master}", f"-port.grpc={ports[3]}",
+            weed, *_PLAIN, "master", *local, f"-port={master}",
             "-mdir=m", "-defaultReplication=001", "-volumeSizeLimitMB=64", "-telemetry=false",
         ], f"http://127.0.0.1:{master}/")  # fmt: skip
         self.volumes = [
             Server(f"volume{i}", folder, [
-                weed, *_PLAIN, "volume", *local, f"-port={ports[4 + i]}",
-                f"-port.grpc={ports[7 + i]}", f"-dir=v{i}",
-                f"-master=127.0.0.1:{master}.{ports[3]}",
+                weed, *_PLAIN, "volume", *local, f"-port={ports[3 + i]}",
+                f"-dir=v{i}",
+                f"-master=127.0.0.1:{master}",
                 "-max=10", "-dataCenter=dc1", "-rack=r1",
-            ], f"http://127.0.0.1:{ports[4 + i]}/status")
+            ], f"http://127.0.0.1:{ports[3 + i]}/status")
             for i in range(3)
         ]  # fmt: skip
         self.filer = Server("filer", folder, [
-            weed, *_PLAIN, "filer", *local, f"-port={filer}", f"-port.grpc={ports[10]}",
-            f"-master=127.0.0.1:{master}.{ports[3]}", "-defaultReplicaPlacement=001", "-s3",
-            f"-s3.port={s3}", f"-s3.port.grpc={ports[11]}", "-s3.port.iceberg=0",
+            weed, *_PLAIN, "filer", *local, f"-port={filer}",
+            f"-master=127.0.0.1:{master}", "-defaultReplicaPlacement=001", "-s3",
+            f"-s3.port={s3}", "-s3.port.iceberg=0",
             "-s3.port.lance=0", f"-s3.config={_identities(folder)}", "-defaultStoreDir=f",
         ], f"http://127.0.0.1:{s3}/")  # fmt: skip
         self.port = s3
@@ -178,7 +179,8 @@ class Proxy:
     """A TCP line to a server on loopback that can be slow, and be cut.
 
     `delay_s` is waited before each piece towards the server; `cut_after_bytes` ends a connection
-    when so much went towards the server, as often as `cuts_left` says.
+    when so much went towards the server, as often as `cuts_left` says; `answers_to_drop` ends it
+    when the server answers; `on_bytes` calls something once, when so many bytes went there in all.
     """
 
     def __init__(self, target_port: int) -> None:
@@ -186,6 +188,8 @@ class Proxy:
         self.cut_after_bytes: int | None = None
         self.cuts_left = 0
         self.cut_count = 0
+        self.answers_to_drop = 0
+        self.on_bytes: tuple[int, Callable[[], None]] | None = None
         self._target = target_port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.settimeout(0.2)
@@ -213,6 +217,13 @@ class Proxy:
             for one, other, spoiled in ((near, far, True), (far, near, False)):
                 threading.Thread(target=self._copy, args=(one, other, spoiled), daemon=True).start()
 
+    def _count(self, byte_count: int) -> None:
+        if self.on_bytes is not None:
+            left, call = self.on_bytes[0] - byte_count, self.on_bytes[1]
+            self.on_bytes = (left, call) if left > 0 else None
+            if left <= 0:
+                call()
+
     def _copy(self, one: socket.socket, other: socket.socket, spoiled: bool) -> None:
         sent = 0
         with closing(one), closing(other):
@@ -223,12 +234,17 @@ class Proxy:
                         time.sleep(self.delay_s)
                     sent += len(piece)
                     limit = self.cut_after_bytes
-                    if spoiled and limit is not None and sent > limit and self.cuts_left > 0:
-                        self.cuts_left -= 1
-                        self.cut_count += 1
+                    cut = spoiled and limit is not None and sent > limit and self.cuts_left > 0
+                    drop = not spoiled and self.answers_to_drop > 0
+                    if cut or drop:
+                        self.cuts_left -= cut
+                        self.cut_count += cut
+                        self.answers_to_drop -= drop
                         other.shutdown(socket.SHUT_RDWR)
                         one.shutdown(socket.SHUT_RDWR)
                         return
+                    if spoiled:
+                        self._count(len(piece))
                     other.sendall(piece)
             except OSError:
                 return

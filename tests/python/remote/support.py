@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from megacontext.config import RemoteConfig
 from megacontext.remote import Cache
 from megacontext_ext import Store, StoreOptions
 
+# Another real store to run everything against, e.g. Ceph RGW (remote/README.md).
+NAMED = os.environ.get("MEGACONTEXT_TEST_S3")
 QUICK = RemoteConfig(
     request_timeout_s=5.0, connect_timeout_s=1.0, retries=1, retry_timeout_s=5.0, parallel=2
 )

@@ -197,3 +197,19 @@ def test_a_rotten_object_is_never_shown(at, machine):
     with pytest.raises((Corruption, RemoteError), match=r"SHA-256|expected"):
         Reader(remote, two.cache()).refresh()
     assert list((two.folder / "cache" / "views").iterdir()) == []
+
+
+def test_a_copy_that_was_overtaken_before_it_took_the_place_is_refused(remote, machine):
+    """Pulled, then the writer published more, then the copy wants to be the writer."""
+    one, two = machine("one"), machine("two")
+    one.append(300)
+    writer = Writer.resume(remote, one.path)
+    writer.push()
+    real = remote.latest
+    pulled = real()
+    answers = iter([pulled])
+    one.append(300)
+    writer.push()
+    remote.latest = lambda: next(answers, None) or real()
+    with pytest.raises(InvalidArgument, match=r"was never in .*would undo it"):
+        promote(remote, two.path, two.cache())
