@@ -119,8 +119,22 @@ class SeaweedFS(Server):
             f"-s3.port={s3}", "-s3.port.iceberg=0", "-s3.port.lance=0",
             "-master.volumeSizeLimitMB=64", "-volume.max=30", "-master.telemetry=false",
         ]  # fmt: skip
-        self.port = s3
+        self.port, self._master = s3, master
         super().__init__(name, folder, command, f"http://127.0.0.1:{s3}/")
+
+    def start(self) -> Server:
+        super().start()
+        # It answers before its volumes have reported: until then every put is an error.
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            try:
+                answer = urllib.request.urlopen(f"http://127.0.0.1:{self._master}/dir/assign")
+                if "fid" in json.load(answer):
+                    return self
+            except (urllib.error.URLError, OSError):
+                pass
+            time.sleep(0.1)
+        raise TimeoutError(f"no volume of {self.name} reported in {START_S} s")
 
     def url(self, prefix: str, port: int | None = None) -> str:
         return s3_url(prefix, port or self.port)
@@ -227,8 +241,8 @@ class Proxy:
     def _copy(self, one: socket.socket, other: socket.socket, spoiled: bool) -> None:
         sent = 0
         with closing(one), closing(other):
-            one.settimeout(30)
             try:
+                one.settimeout(30)
                 while piece := one.recv(65536):
                     if spoiled and self.delay_s:
                         time.sleep(self.delay_s)

@@ -25,7 +25,8 @@ def line(seaweedfs):
 
 @pytest.mark.slow
 def test_a_server_killed_in_the_middle_of_a_push_publishes_nothing(tmp_path, machine):
-    server = SeaweedFS(tmp_path / "server").start()
+    server = SeaweedFS(tmp_path / "server")
+    server.start()
     one, two = machine("one"), machine("two")
     try:
         with proxied(server.port) as proxy:
@@ -44,7 +45,8 @@ def test_a_server_killed_in_the_middle_of_a_push_publishes_nothing(tmp_path, mac
                 Reader(open_remote(url, config=QUICK), two.cache()).refresh()
 
             server.start()
-            fresh = open_remote(url, config=QUICK)
+            patient = replace(QUICK, retries=10, retry_timeout_s=60.0)
+            fresh = open_remote(url, config=patient)
             assert fresh.latest() == before
             with Reader(fresh, two.cache()) as reader:
                 require_counts_up(reader.store(), total)
