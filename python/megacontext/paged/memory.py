@@ -139,6 +139,19 @@ class PagedMemory:
                 progress(ReadProgress(end, total))
         self.cache.begin_call()
 
+    def forget(self, count: int, stream: int = 0) -> None:
+        """Takes back the newest `count` tokens of a stream, as if they had not been read.
+
+        Raises:
+            InvalidArgument: some of them are in a complete block, which may be written already.
+        """
+        chosen = self.streams[stream]
+        most = chosen.token_count - max(chosen.stored_blocks, chosen.gisted_blocks) * K
+        if not 0 <= count <= most:
+            raise InvalidArgument(f"[paged] forget takes 0 to {most} tokens here, got {count}")
+        chosen.token_count -= count
+        del chosen.tokens[chosen.token_count :]
+
     def focus(self, blocks: list[int], stream: int = 0) -> None:
         """Sets which blocks are wanted, best first. Costs no model step: only plans change.
 

@@ -209,6 +209,20 @@ def test_progress_is_told_and_an_interruption_resumes(tmp_path):
             memory.read(tokens(500, 3), resume=True)
 
 
+@torch.inference_mode()
+def test_what_is_forgotten_was_never_read(tmp_path):
+    model = tiny()
+    with attach(model, settings(), store=tmp_path / "s") as memory:
+        memory.read(tokens(130))
+        wanted = step(model, memory, tokens(4))
+        memory.forget(4)
+        step(model, memory, tokens(9, 2))
+        memory.forget(9)
+        assert torch.equal(step(model, memory, tokens(4)), wanted)
+        with pytest.raises(InvalidArgument, match="takes 0 to 6 tokens here, got 7"):
+            memory.forget(7)
+
+
 def damage(folder: Path, needle: bytes) -> None:
     """Flips a byte of the one segment that holds `needle`."""
     holds = [p for p in folder.rglob("*") if p.is_file() and needle in p.read_bytes()]

@@ -1,0 +1,317 @@
+"""A paged memory beside other ways to bound a KV cache: one model, one run, time, memory, quality.
+
+Each text is read once by every contestant; facts of the form "The secret number of Ostrava is
+48213." were planted in it. Then 256 tokens that follow are scored, and each fact is asked for (the
+NLL of its digits after the question, nothing generated). Every contestant but the full cache holds
+or attends to `places` entries. Presses of `kvpress` choose once, at the end of the text, before any
+question is known; a paged memory chooses for each question, and keeps the rest on the side.
+
+    python -m benchmarks.runtime.bench_paged_peers --texts 3 --out FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib.util
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from benchmarks.harness import Bench, Case
+from megacontext.demo.corpus import load_corpus
+from megacontext.models import load
+from megacontext.models.kv_cache import CACHE_ARGUMENT
+from megacontext.paged import PagedConfig, PagedMemory, attach
+from megacontext.paged.stream import FocusLimits
+
+TESTS = ["tests/python/paged/test_focus.py"]
+PRESSES = ("KnormPress", "SnapKVPress", "ExpectedAttentionPress")
+TOWNS = ("Ostrava", "Maribor", "Tampere", "Coimbra", "Aarhus", "Utrecht", "Graz", "Split")
+SINKS = 4
+STEP = 32
+Score = dict[str, float]
+
+
+class Text:
+    """A history with facts in it, the text that follows, and questions."""
+
+    def __init__(self, tokenizer: Any, body: str, seed: int, history: int, scored: int) -> None:
+        rng = random.Random(seed)
+        facts = [(town, f"{rng.randrange(10000, 99999)}") for town in rng.sample(TOWNS, 4)]
+        plain = tokenizer.encode(body)[: history + scored]
+        said = [tokenizer.encode(f"\nThe secret number of {t} is {n}.\n") for t, n in facts]
+        room = history - sum(len(s) for s in said)
+        cuts = sorted(rng.sample(range(256, room - 640), len(said)))
+        parts, last = [], 0
+        for cut, fact in zip(cuts, said, strict=True):
+            parts += [plain[last:cut], fact]
+            last = cut
+        ids = np.concatenate([*parts, plain[last : room + scored + 1]]).astype(np.int64)
+        self.history = torch.from_numpy(ids[:history])[None]
+        self.next = torch.from_numpy(ids[history:])[None]
+        self.asked = []
+        for town, number in facts:
+            question = tokenizer.encode(f"\nThe secret number of {town} is").astype(np.int64)
+            answer = tokenizer.encode(f" {number}").astype(np.int64)
+            pair = (torch.from_numpy(question)[None], torch.from_numpy(answer)[None])
+            self.asked.append((f"The secret number of {town}", *pair))
+
+
+def nll(logits: Tensor, wanted: Tensor) -> float:
+    return float(F.cross_entropy(logits.float(), wanted))
+
+
+def pieces(ids: Tensor, size: int = STEP) -> Iterator[Tensor]:
+    yield from ids.split(size, 1)
+
+
+Ask = Callable[[Tensor], Tensor]
+
+
+def scores(text: Text, fresh: Callable[[str], Ask]) -> Score:
+    """NLL of what follows and of the digits. `fresh(question)` gives a reader that continues
+    from the end of the history: tokens [1, T] in, logits [T, V] out."""
+    ask = fresh("")
+    found = [ask(part) for part in pieces(text.next[:, :-1])]
+    follows = nll(torch.cat(found), text.next[0, 1:])
+    digits, right = [], []
+    for question, lead, answer in text.asked:
+        ask = fresh(question)
+        ask(lead[:, :-1])
+        logits = ask(torch.cat((lead[:, -1:], answer[:, :-1]), 1))
+        digits.append(nll(logits, answer[0]))
+        right.append(float((logits.argmax(-1) == answer[0]).all()))
+    return {
+        "follows": follows,
+        "digits": statistics.fmean(digits),
+        "right": statistics.fmean(right),
+    }
+
+
+def cached(model: PreTrainedModel, cache: DynamicCache, seen: int) -> Callable[[str], Ask]:
+    """Readers that each continue a copy of `cache`, whose tokens stood at 0 to `seen`."""
+
+    def fresh(question: str) -> Ask:
+        own, at = copy.deepcopy(cache), [seen]
+
+        def ask(ids: Tensor) -> Tensor:
+            positions = torch.arange(at[0], at[0] + ids.shape[1])[None]
+            at[0] += ids.shape[1]
+            return model(ids, position_ids=positions, **{CACHE_ARGUMENT: own}).logits[0]
+
+        return ask
+
+    return fresh
+
+
+def cache_bytes(cache: DynamicCache) -> int:
+    return sum(t.numel() * t.element_size() for x in cache.layers for t in (x.keys, x.values))
+
+
+@contextmanager
+def pressed(model: PreTrainedModel, press: Any) -> Iterator[None]:
+    """A press at work. transformers renamed what its hook looks for: the cache's name, and the
+    positions, which it reads only to see that this is the first pass."""
+    original = press.forward_hook
+
+    def hook(module: Any, given: Any, named: dict[str, Any], output: Any) -> Any:
+        count = named["hidden_states"].shape[1]
+        named = {**named, "past_key_values": named[CACHE_ARGUMENT]}
+        named.setdefault("cache_position", torch.arange(count))
+        return original(module, given, named, output)
+
+    press.forward_hook = hook
+    with press(model):
+        yield
+
+
+def windowed(full: DynamicCache, places: int) -> DynamicCache:
+    """The first tokens and the newest of a cache, at their positions."""
+    cache = copy.deepcopy(full)
+    for layer in cache.layers:
+        keep = [layer.keys[:, :, :SINKS], layer.keys[:, :, SINKS - places :]]
+        layer.keys = torch.cat(keep, 2)
+        keep = [layer.values[:, :, :SINKS], layer.values[:, :, SINKS - places :]]
+        layer.values = torch.cat(keep, 2)
+    return cache
+
+
+def token_seconds(ask: Ask, count: int = 8) -> float:
+    found = []
+    for _ in range(count):
+        began = time.perf_counter()
+        ask(torch.tensor([[260]]))
+        found.append(time.perf_counter() - began)
+    return statistics.median(found)
+
+
+@torch.inference_mode()
+def by_caches(model: PreTrainedModel, text: Text, places: int) -> dict[str, Score]:
+    """Full cache, window with sinks, and the presses that run here."""
+    found: dict[str, Score] = {}
+
+    def note(name: str, cache: DynamicCache, read: float) -> None:
+        fresh = cached(model, cache, text.history.shape[1])
+        found[name] = scores(text, fresh)
+        found[name] |= {
+            "read_s": read,
+            "token_ms": 1e3 * token_seconds(fresh("")),
+            "held_mib": cache_bytes(cache) / 2**20,
+        }
+
+    def read(press: Any = None) -> tuple[DynamicCache, float]:
+        cache, began = DynamicCache(), time.perf_counter()
+        call = {CACHE_ARGUMENT: cache, "use_cache": True, "logits_to_keep": 1}
+        if press is None:
+            model(text.history, **call)
+        else:
+            with pressed(model, press):
+                model(text.history, **call)
+        return cache, time.perf_counter() - began
+
+    full, seconds = read()
+    note("full cache", full, seconds)
+    note("window with sinks", windowed(full, places), seconds)
+    del full
+    if importlib.util.find_spec("kvpress") is None:
+        return found
+    import kvpress  # an optional peer, not installed with the tests
+
+    for name in PRESSES:
+        press = getattr(kvpress, name)(compression_ratio=1 - places / text.history.shape[1])
+        try:
+            cache, seconds = read(press)
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            print(f"kvpress {name} does not run here: {type(error).__name__}: {error}")
+            continue
+        note(f"kvpress {name}", cache, seconds)
+    return found
+
+
+class Rewound:
+    """A paged memory that each reader continues from the same state."""
+
+    def __init__(self, model: PreTrainedModel, memory: PagedMemory, asks: bool) -> None:
+        self._model, self._memory, self._asks = model, memory, asks
+        self._end = memory.token_count
+
+    def fresh(self, question: str) -> Ask:
+        memory, stream = self._memory, self._memory.streams[0]
+        stream.token_count, stream.tokens = self._end, stream.tokens[: self._end]
+        stream.stored_blocks = min(stream.stored_blocks, self._end // 32)
+        stream.gisted_blocks = min(stream.gisted_blocks, self._end // 32)
+        if memory._chooser is not None and 0 in memory._chooser._keys:
+            kept = memory._chooser._keys[0]
+            kept.block_count = min(kept.block_count, self._end // 32)
+        stream.wanted = []
+
+        def ask(ids: Tensor) -> Tensor:
+            memory.cache.begin_call()
+            return self._model(ids, **{CACHE_ARGUMENT: memory.cache}).logits[0]
+
+        return ask
+
+
+@torch.inference_mode()
+def by_paging(model: PreTrainedModel, text: Text, places: int) -> dict[str, Score]:
+    """Paged memories that read in steps with the same budget, by who chooses."""
+    found = {}
+    limits = FocusLimits(budget_places=places, recent_tokens=places // 4)
+    for name, focus, gists in (
+        ("paged, first and newest", "caller", "off"),
+        ("paged, step focus", "step", "off"),
+        ("paged, step focus and gists", "step", "auto"),
+    ):
+        config = PagedConfig(limits=limits, focus=focus, gists=gists, read_tokens=256)  # type: ignore[arg-type]
+        with attach(model, config) as memory:
+            began = time.perf_counter()
+            memory.read(text.history)
+            seconds = time.perf_counter() - began
+            reader = Rewound(model, memory, focus == "step")
+            found[name] = scores(text, reader.fresh)
+            in_focus = len(memory.in_focus()) * memory.pool.page_bytes
+            found[name] |= {
+                "read_s": seconds,
+                "token_ms": 1e3 * token_seconds(reader.fresh("")),
+                "held_mib": in_focus / 2**20,
+            }
+    return found
+
+
+def bodies(texts: int) -> list[str]:
+    """Real texts: essays and paragraphs of the demo's corpus, joined to be long enough."""
+    documents = sorted(load_corpus().documents, key=lambda d: -len(d.text))
+    size = len(documents[0].text)
+    whole = "\n\n".join(d.text for d in documents)
+    start = max(1, min(size, len(whole)) // max(texts, 1))
+    return [whole[n * start : n * start + 60_000] for n in range(texts)]
+
+
+def run(bench: Bench) -> None:
+    base = load("smollm2")
+    history, places = (1024, 256) if bench.smoke else (4096, 1024)
+    body = (
+        Path(__file__).read_text() + (Path(__file__).parent / "bench_paged_decode.py").read_text()
+    ) * 3
+    text = Text(base.tokenizer, body, 1, history, 32)
+    found = by_paging(base.model, text, places)
+    for name, row in found.items():
+        case = Case(name, {"history": history, "places": places})
+        bench.record(case, "megacontext", [row["token_ms"] / 1e3])
+
+
+def table(rows: list[dict[str, Score]]) -> list[str]:
+    """Markdown, means over texts."""
+    lines = [
+        "| contestant | read, s | ms a token | MiB attended to | NLL of what follows "
+        "| NLL of digits | numbers right |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in rows[0]:
+        mean = {k: statistics.fmean(r[name][k] for r in rows) for k in rows[0][name]}
+        lines.append(
+            f"| {name} | {mean['read_s']:.1f} | {mean['token_ms']:.1f} | {mean['held_mib']:.1f} | "
+            f"{mean['follows']:.3f} | {mean['digits']:.2f} | {100 * mean['right']:.0f} % |"
+        )
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--texts", type=int, default=3)
+    parser.add_argument("--history", type=int, default=4096)
+    parser.add_argument("--scored", type=int, default=256)
+    parser.add_argument("--places", type=int, default=1024)
+    parser.add_argument("--minutes", type=float, default=60.0, help="stop after the text then read")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    base = load("smollm2")
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Score]] = []
+    began = time.monotonic()
+    for number, body in enumerate(bodies(options.texts)):
+        text = Text(base.tokenizer, body, number, options.history, options.scored)
+        found = by_paging(base.model, text, options.places)
+        rows.append({**by_caches(base.model, text, options.places), **found})
+        result = {"history": options.history, "places": options.places, "texts": rows}
+        (options.out / "peers.json").write_text(json.dumps(result, indent=1) + "\n")
+        (options.out / "peers.md").write_text("\n".join(table(rows)) + "\n")
+        print((options.out / "peers.md").read_text(), flush=True)
+        if time.monotonic() - began > 60 * options.minutes:
+            break
+
+
+if __name__ == "__main__":
+    main()
