@@ -53,7 +53,7 @@ class Text:
         plain = tokenizer.encode(body)[: history + scored]
         said = [tokenizer.encode(f"\nThe secret number of {t} is {n}.\n") for t, n in facts]
         room = history - sum(len(s) for s in said)
-        cuts = sorted(rng.sample(range(256, room - 640), len(said)))
+        cuts = sorted(rng.sample(range(history // 8, room - history // 4), len(said)))
         parts, last = [], 0
         for cut, fact in zip(cuts, said, strict=True):
             parts += [plain[last:cut], fact]
@@ -234,7 +234,9 @@ def by_paging(model: PreTrainedModel, text: Text, places: int) -> dict[str, Scor
         ("paged, step focus", "step", "off"),
         ("paged, step focus and gists", "step", "auto"),
     ):
-        config = PagedConfig(limits=limits, focus=focus, gists=gists, read_tokens=256)  # type: ignore[arg-type]
+        config = PagedConfig(
+            limits=limits, focus=focus, gists=gists, read_tokens=min(256, places // 2)
+        )  # type: ignore[arg-type]
         with attach(model, config) as memory:
             began = time.perf_counter()
             memory.read(text.history)
@@ -261,7 +263,7 @@ def bodies(texts: int) -> list[str]:
 
 def run(bench: Bench) -> None:
     base = load("smollm2")
-    history, places = (1024, 256) if bench.smoke else (4096, 1024)
+    history, places = (320, 128) if bench.smoke else (4096, 1024)
     body = (
         Path(__file__).read_text() + (Path(__file__).parent / "bench_paged_decode.py").read_text()
     ) * 3
