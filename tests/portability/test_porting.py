@@ -17,8 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from families import FAMILIES, tokenizer
 
 from megacontext.models.port import inspect_checkpoint, port
-from megacontext.models.port.arithmetic import BaseShape
+from megacontext.models.port.arithmetic import BaseShape, parameter_count
 from megacontext.models.port.porting import planned
+from megacontext.models.port.rehearsal import shrunk
 from megacontext_ext.errors import NotFound
 
 pytestmark = pytest.mark.portability
@@ -176,6 +177,32 @@ def test_ready_made_configuration_follows_from_its_architecture(path):
 )  # fmt: skip
 def test_ready_made_configuration_has_the_published_size(name, parameters):
     assert yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["parameters"] == parameters
+
+
+# Scaled rotary positions, layers without positions, absolute positions: 5 s of one core each.
+@pytest.mark.parametrize("name", ["llama-3.3-70b", "smollm3-3b", "gpt2"])
+def test_configuration_goes_to_a_card_by_one_command(name, tmp_path, capsys):
+    from megacontext.cli.main import app
+
+    with pytest.raises(SystemExit) as ended:
+        app(["port", str(CONFIGS / f"{name}.yaml"), "--out", str(tmp_path)])
+    assert ended.value.code == 0, capsys.readouterr()
+    card = (tmp_path / f"{name}.md").read_text()
+    assert "Not certified: the real weights and tokenizer" in card
+    assert "| plain_forward | pass |" in card
+    paged = "degraded" if name == "gpt2" else "pass"
+    assert f"| paged_memory | {paged} |" in card
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_twin_is_small_and_keeps_the_kinds(path):
+    stored = yaml.safe_load(path.read_text())["config"]
+    real, small = planned(path)[0], BaseShape.of(shrunk(stored))
+    assert parameter_count(shrunk(stored)) < 8_000_000
+    assert small.head_width == real.head_width
+    assert (small.sliding_window > 0) == (real.sliding_window > 0)
+    assert (small.experts > 0) == (real.experts > 0)
+    assert (small.kv_head_count < small.head_count) == (real.kv_head_count < real.head_count)
 
 
 def test_bytes_of_a_million_tokens_worked_by_hand():

@@ -10,6 +10,7 @@ import typer
 
 from megacontext.models.port.checks import CHECKS, Check
 from megacontext.models.port.porting import port, verdict_table
+from megacontext.models.port.rehearsal import rehearse
 from megacontext_ext.errors import MegaContextError
 
 # Of higher rooms; the command line fills it before it runs.
@@ -17,7 +18,9 @@ _more_checks: dict[str, Check] = {}
 
 
 def port_model(
-    model: Annotated[str, typer.Argument(help="smollm2, a model folder, or a hub id.")],
+    model: Annotated[
+        str, typer.Argument(help="smollm2, a folder, a hub id, or configs/models/X.yaml.")
+    ],
     out: Annotated[Path, typer.Option(help="Where configuration and card go.")] = Path(
         "configs/models"
     ),
@@ -28,9 +31,13 @@ def port_model(
 ) -> None:
     """Certify a checkpoint as a base: inspect, check, measure, write a configuration and a card.
 
-    Runs no code of the checkpoint. Exit status 1: refused, with the reasons.
+    A configuration file stands for a model that is not at hand: a small twin of its architecture
+    is checked. Runs no code of the checkpoint. Exit status 1: refused, with the reasons.
     """
     try:
+        if Path(model).suffix == ".yaml" and Path(model).is_file():
+            _rehearse(Path(model), out)
+            return
         outcome = port(
             model, out, name=name, untrained=untrained, checks=CHECKS | _more_checks, say=_say
         )
@@ -47,6 +54,16 @@ def port_model(
         raise typer.Exit(1)
     for path in outcome.files:
         typer.echo(f"wrote {path}")
+
+
+def _rehearse(config_file: Path, out: Path) -> None:
+    verdicts, card = rehearse(config_file, out, checks=CHECKS | _more_checks, say=_say)
+    typer.echo(verdict_table(verdicts))
+    if card is None:
+        for failed in (verdict for verdict in verdicts if verdict.status == "fail"):
+            typer.echo(f"refused: {failed.check}: {failed.detail}", err=True)
+        raise typer.Exit(1)
+    typer.echo(f"wrote {card}")
 
 
 def _say(text: str) -> None:
