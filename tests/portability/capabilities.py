@@ -24,16 +24,17 @@ TABLE = (
     Path(__file__).resolve().parents[2] / "python" / "megacontext" / "models" / "CAPABILITIES.md"
 )
 # Real weights, by the names that `load` knows.
-REAL = {"SmolLM2-135M-Instruct": "smollm2"}
+REAL = {"SmolLM2-135M-Instruct": "smollm2", "Gemma-3-270M": "gemma3"}
 ALL_CHECKS = CHECKS | PAGED_CHECKS
 _MARKS = {"pass": "yes", "degraded": "degraded", "fail": "no"}
 _INTRODUCTION = """# Capabilities of base families
 
 Each row is a model of the family's true architecture: tiny and randomly initialised, but for the
-last, which has real weights. Each column is a check of `port/checks.py` or `paged/certify.py`,
-whose docstring says what is asked. `tests/portability` computes every cell and compares it with
-this page; a checkpoint of your own is certified by `pytest -m portability --model PATH` or
-`megacontext port PATH`.
+last two, which have real weights (Gemma 3 comes in optional packages under its own terms; its row
+is compared where they are installed). Each column is a check of `port/checks.py` or
+`paged/certify.py`, whose docstring says what is asked. `tests/portability` computes every cell and
+compares it with this page; a checkpoint of your own is certified by `pytest -m portability --model
+PATH` or `megacontext port PATH`.
 
 `reads_text` is degraded where weights are random. `rotary_positions` is degraded for absolute
 positions: such a base can be used with contiguous positions, but neither timeline positions nor
