@@ -6,6 +6,8 @@
 #   make test T=word   everything about one word
 #   make bench B=name  one benchmark at full size (python -m benchmarks list)
 #   make gpu           kernel tests and benchmarks on the CUDA device of this machine
+#   make asan-kernels  emulated CUDA kernels under address and undefined-behaviour sanitizers (K="...")
+#   make cuda-check    compile for every architecture, without a GPU: nothing spills, all are there
 #   make train-gpu     the training queue on the CUDA device of this machine
 #   make format        clang-format and ruff
 #   make asan, tsan    C++ tests under AddressSanitizer and UBSan; the concurrent ones under TSan
@@ -24,7 +26,8 @@ export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test check setup build bench gpu train-gpu format lint types cpp-test asan tsan fuzz soak clean
+.PHONY: demo test check setup build bench gpu asan-kernels cuda-check train-gpu format lint types cpp-test \
+  asan tsan fuzz soak clean
 
 # The demo needs no tests compiled.
 demo: BUILD_TESTS = OFF
@@ -69,6 +72,25 @@ bench: build
 
 gpu:
 	PYTHON=$(PYTHON) bash tools/gpu_suite.sh
+
+# Which kernels: a quick choice by default, K=all for every one (minutes to build).
+K ?= gaussian_rope page_gather
+EMPTY :=
+ASAN_KERNELS = $(if $(filter all,$(K)),,$(K))
+ASAN_TESTS = $(if $(ASAN_KERNELS),$(ASAN_KERNELS:%=tests/kernels/test_%.py),tests/kernels)
+asan-kernels: setup
+	@mkdir -p build
+	cmake -S . -B build/asan -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DMC_SANITIZE=ON \
+	  -DMC_CUDA=OFF -DMC_ENGINE=OFF -DMC_BUILD_TESTS=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
+	  "-DMC_EMU_KERNELS=$(subst $(EMPTY) $(EMPTY),;,$(ASAN_KERNELS))" > build/asan.log
+	cmake --build build/asan --target mc_ops_emu
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0 UBSAN_OPTIONS=halt_on_error=1 \
+	  PYTHONMALLOC=malloc MC_OPS_EMU_LIBRARY=$(abspath build/asan/_ops_emu.so) OMP_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest -p no:cacheprovider -k cuda_emu $(ASAN_TESTS)
+
+cuda-check: setup
+	PYTHON=$(abspath $(BIN)/python) bash tools/check_cuda_build.sh
 
 train-gpu:
 	PYTHON=$(PYTHON) bash tools/gpu_train.sh

@@ -78,7 +78,8 @@ def run_one(name: str, module_name: str, options: argparse.Namespace, ceilings: 
     if options.gate and not gate_is_green(module, options.device):
         print(f"{name}: no speed is printed while its tests fail")
         return None
-    bench = Bench(name, options.device, options.smoke, ceilings)
+    bench = Bench(name, options.device, options.smoke, ceilings, options.clock)
+    bench.params["clock"] = options.clock
     module.run(bench)
     revision, dirty = commit()
     result = {
@@ -111,7 +112,7 @@ def run(options: argparse.Namespace) -> int:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     card = machine_card(options.device)
-    ceilings = measure_ceilings(options.device, options.smoke)
+    ceilings = measure_ceilings(options.device, options.smoke, options.clock)
     revision, dirty = commit()
     print("machine  " + ", ".join(f"{k} {v}" for k, v in card.items() if v is not None))
     print(
@@ -151,6 +152,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     size.add_argument("--full", action="store_true", help="the sizes that count (default)")
     runner.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     runner.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    runner.add_argument(
+        "--clock",
+        choices=["wall", "thread"],
+        default="wall",
+        help="thread: CPU time of the one thread, for a machine that others use too",
+    )
     runner.add_argument("--out", type=Path, help="folder for raw.jsonl and summary.md")
     runner.add_argument(
         "--no-gate", dest="gate", action="store_false", help="skip the tests; with --smoke only"
@@ -161,6 +168,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if not options.gate and not options.smoke:
         parser.error("--no-gate is for --smoke: a speed needs its tests")
+    if options.clock == "thread" and (options.threads != 1 or options.device != "cpu"):
+        parser.error("--clock thread is for one CPU thread")
     return run(options)
 
 

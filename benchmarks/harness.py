@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import hashlib
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from benchmarks.machine import Ceilings
+from benchmarks.machine import CLOCKS, Ceilings
 
 __all__ = ["Bench", "Case", "Measured"]
 
@@ -69,8 +68,11 @@ class Measured:
 class Bench:
     """One run of one benchmark: collects lines and ratios."""
 
-    def __init__(self, name: str, device: str, smoke: bool, ceilings: Ceilings) -> None:
+    def __init__(
+        self, name: str, device: str, smoke: bool, ceilings: Ceilings, clock: str = "wall"
+    ) -> None:
         self.name, self.device, self.smoke, self.ceilings = name, device, smoke, ceilings
+        self._now = CLOCKS[clock]
         self.lines: list[dict[str, Any]] = []
         self.ratios: dict[str, float] = {}
         self.params: dict[str, Any] = {"device": device, "size": "smoke" if smoke else "full"}
@@ -133,9 +135,9 @@ class Bench:
     def _repeats(self, case: Case, call: Call) -> int:
         if self.smoke or self.device == "cuda" or case.cold:
             return 1
-        start = time.perf_counter()
+        start = self._now()
         call()
-        once = max(time.perf_counter() - start, 1e-7)
+        once = max(self._now() - start, 1e-7)
         return max(1, min(100_000, int(SAMPLE_SECONDS_FULL / once)))
 
     def _sample(self, case: Case, call: Call, repeats: int) -> float:
@@ -143,10 +145,10 @@ class Bench:
             return self._cuda_sample(call)
         if case.cold and not self.smoke:
             self._flush()
-        start = time.perf_counter()
+        start = self._now()
         for _ in range(repeats):
             call()
-        return (time.perf_counter() - start) / repeats
+        return (self._now() - start) / repeats
 
     def _cuda_sample(self, call: Call) -> float:
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -3,6 +3,7 @@
 # PyTorch with CUDA, nvcc, CMake >= 3.26, ninja and pytest. Results: benchmarks/results/<date>-<device>/.
 #
 #   PYTHON=python3 tools/gpu_suite.sh [tests|bench|all]      OUT=DIR to write elsewhere
+#   MC_OPS_LIBRARY=_ops.so (of a wheel that holds code for this device): nothing is built
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -22,15 +23,18 @@ print(f"{major}{minor}{'a' if major >= 9 else ''}-real")
 PY
 ) || exit 1
 
-command -v nvcc >/dev/null || { echo "make gpu: nvcc is not on the PATH" >&2; exit 1; }
-echo "gpu: building for $device"
-mkdir -p "$build"
-cmake -S . -B "$build" -G Ninja -DMC_CUDA=ON -DMC_CUDA_ARCHS="$device" -DMC_ENGINE=OFF \
-  -DPython_EXECUTABLE="$(command -v "$python")" >"$build/configure.log" 2>&1 \
-  || { tail -40 "$build/configure.log"; exit 1; }
-cmake --build "$build" --target _ops 2>&1 | tail -20
+if [ -z "${MC_OPS_LIBRARY:-}" ]; then
+  command -v nvcc >/dev/null || { echo "make gpu: nvcc is not on the PATH" >&2; exit 1; }
+  echo "gpu: building for $device"
+  mkdir -p "$build"
+  cmake -S . -B "$build" -G Ninja -DMC_CUDA=ON -DMC_CUDA_ARCHS="$device" -DMC_ENGINE=OFF \
+    -DPython_EXECUTABLE="$(command -v "$python")" >"$build/configure.log" 2>&1 \
+    || { tail -40 "$build/configure.log"; exit 1; }
+  cmake --build "$build" --target _ops 2>&1 | tail -20
+  MC_OPS_LIBRARY=$PWD/$build/_ops.so
+fi
 
-export MC_OPS_LIBRARY="$PWD/$build/_ops.so" PYTHONPATH="$PWD:$PWD/python" PYTHONUNBUFFERED=1
+export MC_OPS_LIBRARY PYTHONPATH="$PWD:$PWD/python" PYTHONUNBUFFERED=1
 status=0
 if [ "$what" != bench ]; then
   "$python" -m pytest tests/kernels -m "not slow" -k "cuda and not cuda_emu" -p no:cacheprovider \

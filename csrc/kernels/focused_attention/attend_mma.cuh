@@ -457,6 +457,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
 template <class T, int kWidth, int kM, int kWarps, int kBlocks>
 Status launch_attend_mma(const AttendArgs& args, const Exec& exec) {
   using S = MmaShape<T, kWidth, kM, kWarps, kBlocks>;
+  static_assert(S::kSmemBytes <= 99 * 1024, "sm_86, sm_89 and sm_120 have no more");
   const int slices = (args.group * args.query_tile + S::kRows - 1) / S::kRows;
   const dim3 grid(static_cast<unsigned>(args.query_blocks) * slices, args.kv_heads, args.splits);
   return MC_LAUNCH((attend_mma_kernel<T, kWidth, kM, kWarps, kBlocks>), grid, dim3(S::kThreads),
