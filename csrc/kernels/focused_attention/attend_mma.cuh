@@ -28,10 +28,10 @@ struct MmaShape {
   // Places whose scores are in registers at once: beside 32 rows of wide output there is room for
   // one block, and more would spill.
   static constexpr int kStep = kM == 2 && kWidth >= 128 ? static_cast<int>(kBlockPlaces) : kPlaces;
-  static constexpr int kKeyTiles = kStep / 8;   // 16x8 score tiles
-  static constexpr int kOutTiles = kWidth / 8;  // 16x8 output tiles
-  static constexpr int kRing = 3;               // turns of row numbers in flight
-  static constexpr int kBiasRows = 4;           // bias of so many heads travels along
+  static constexpr int kKeyTiles = kStep / 8;             // 16x8 score tiles
+  static constexpr int kOutTiles = kWidth / 8;            // 16x8 output tiles
+  static constexpr int kRing = 3;                         // turns of row numbers in flight
+  static constexpr int kBiasRows = kBlocks == 1 ? 4 : 2;  // bias of so many heads goes along
   static constexpr int kTurnNumbers = (2 + kBiasRows) * kPlaces;
   static constexpr int kStageElements = 2 * kPlaces * kWidth;
   static constexpr size_t kSmemBytes =
