@@ -16,6 +16,7 @@ from megacontext_ext.errors import InvalidArgument
 K = 32
 
 PositionRule = Literal["auto", "timeline", "contiguous"]
+LensKind = Literal["auto", "untrained", "trained"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,11 @@ class GenerationConfig:
 
 @dataclass(frozen=True, slots=True)
 class LensConfig:
-    """The untrained lens. Values were chosen on SQuAD paragraphs (lens/README.md)."""
+    """The lens. Values were chosen on SQuAD paragraphs (lens/README.md)."""
+
+    # auto: the trained lens of this base where its card says that it is ahead of the untrained one
+    # as the runtime uses them, else the untrained one.
+    kind: LensKind = "auto"
 
     # Postings taken per question term: more than any passage needs, few enough for a millisecond.
     hits_per_term: int = 512
@@ -71,6 +76,8 @@ class LensConfig:
     keep_ratio: float = 0.6
 
     def __post_init__(self) -> None:
+        _need("kind", self.kind in ("auto", "untrained", "trained"), "auto, untrained or trained",
+              repr(self.kind))  # fmt: skip
         _need("neighbour_weights", len(self.neighbour_weights) >= 1, "non-empty", "()")
         _need("keep_ratio", 0.0 < self.keep_ratio <= 1.0, "in (0, 1]", self.keep_ratio)
         _need("max_passages", self.max_passages >= 1, "at least 1", self.max_passages)

@@ -23,7 +23,7 @@ import numpy as np
 from rich.console import RenderableType
 
 from megacontext.config import GenerationConfig, RuntimeConfig
-from megacontext.lens import Lens, QuestionReader, Sketcher, UntrainedLens
+from megacontext.lens import Lens, Sketcher, choose_lens
 from megacontext.models import FrozenBase, load
 from megacontext.remote import Reader, is_url, open_remote
 from megacontext.runtime import (
@@ -358,6 +358,7 @@ def open(
         path: a directory, made when it does not exist; or, with `read_only`, the URL of a memory
             in an object store (remote/README.md), which is fetched into the local cache.
         model: a name for `models.load`, or a loaded base.
+        lens: instead of the one that `config.lens.kind` names.
         say: told about slow first-time work.
 
     Raises: InvalidArgument when the store was made for another model or tokenizer, StoreLocked when
@@ -378,7 +379,7 @@ def open(
         store = Store.open(str(path), read_only=True, identity=identity)
     else:
         store = Store.open_or_create(str(path), identity)
-    memory = Memory(store, base, chosen, lens or UntrainedLens(chosen.lens, QuestionReader(base)))
+    memory = Memory(store, base, chosen, lens or choose_lens(base, chosen.lens))
     memory._reader = reader
     return memory
 

@@ -24,7 +24,8 @@ from megacontext.lens.net import Entries, LensNet, LensNetConfig
 from megacontext.lens.reader import QuestionReader
 from megacontext.lens.sketch import Sketcher
 from megacontext.lens.untrained import Evidence, UntrainedLens
-from megacontext.models import BaseFacts, TextTokenizer
+from megacontext.models import BaseFacts, FrozenBase, TextTokenizer
+from megacontext_ext.errors import NotFound
 
 WEIGHTS = Path(__file__).parent / "weights"
 # Of a long question, its end: what is asked stands last.
@@ -90,6 +91,20 @@ class TrainedLens(UntrainedLens):
         return self.net.probability(self.net(entries).logit).numpy()
 
 
+def choose_lens(base: FrozenBase, config: LensConfig, folder: Path = WEIGHTS) -> UntrainedLens:
+    """The lens that `config.kind` asks for, with the base as its reader.
+
+    Raises: NotFound for "trained" when none was trained for this base.
+    """
+    reader = QuestionReader(base)
+    shipped = None if config.kind == "untrained" else find_lens(base.facts, folder)
+    if config.kind == "trained" and shipped is None:
+        raise NotFound(f"[lens] a lens trained for {base.facts.identity} must be in {folder}")
+    if shipped is None or (config.kind == "auto" and not shipped.is_better):
+        return UntrainedLens(config, reader)
+    return TrainedLens(shipped.load(), Sketcher(base), base.tokenizer, config, reader)
+
+
 @dataclass(frozen=True)
 class ShippedLens:
     """One lens file and its card: base, data, command, metrics."""
@@ -99,8 +114,9 @@ class ShippedLens:
 
     @property
     def is_better(self) -> bool:
-        """Measured ahead of the untrained lens on held-out documents, by the whole interval."""
-        ahead = self.card.get("metrics", {}).get("ahead_of_untrained", {})
+        """Measured ahead of the untrained lens on held-out documents, by the whole interval, in the
+        way that the runtime uses it: passages with the reader behind."""
+        ahead = self.card.get("metrics", {}).get("lead_with_reader", {})
         return float(ahead.get("low", -1.0)) > 0.0
 
     def load(self) -> LensNet:

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from megacontext.lens import Question
+from megacontext.config import LensConfig
+from megacontext.lens import Question, TrainedLens, UntrainedLens, choose_lens
 from megacontext.lens.features import FEATURES, block_fields, neighbours
 from megacontext.lens.net import Entries, LensNet, LensNetConfig
 from megacontext.lens.trained import find_lens, load_net, save_net, shipped_lenses
-from megacontext_ext.errors import InvalidArgument
+from megacontext_ext.errors import InvalidArgument, NotFound
 from tests.python.lens.words import history
 
 N, U, K, Q, R, W = 9, 12, 32, 6, 40, 24
@@ -125,6 +126,23 @@ def test_a_saved_net_scores_alike_and_is_found_by_its_base(tmp_path, tiny_base):
     )
     assert find_lens(tiny_base.facts, tmp_path / "none") is None
     assert shipped_lenses(tmp_path / "none") == []
+
+
+def test_the_card_decides_which_lens_is_the_default(tmp_path, tiny_base):
+    def card(low: float):
+        lead = {"value": low + 0.01, "low": low, "high": low + 0.02}
+        return {"base": tiny_base.facts.identity, "metrics": {"lead_with_reader": lead}}
+
+    def chosen(kind: str) -> type:
+        return type(choose_lens(tiny_base, LensConfig(kind=kind), tmp_path))
+
+    assert chosen("auto") is UntrainedLens
+    with pytest.raises(NotFound, match="a lens trained for llama"):
+        chosen("trained")
+    save_net(tmp_path / "tiny", awake("cross"), card(-0.01))
+    assert (chosen("auto"), chosen("trained")) == (UntrainedLens, TrainedLens)
+    save_net(tmp_path / "tiny", awake("cross"), card(0.01))
+    assert (chosen("auto"), chosen("untrained")) == (TrainedLens, UntrainedLens)
 
 
 def test_an_unknown_design_is_refused():

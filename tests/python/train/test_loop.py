@@ -3,6 +3,7 @@ checkpoint is whole; two processes equal one."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import resource
@@ -178,6 +179,18 @@ def test_an_unknown_tracker_and_an_empty_curve_are_told(tmp_path):
         open_tracker("paper", tmp_path)
     with pytest.raises(NotFound, match="at least one row"):
         draw_curves(tmp_path, tmp_path / "curves.png")
+
+
+def test_tensorboard_writes_events_or_says_what_to_install(tmp_path):
+    if importlib.util.find_spec("tensorboard") is None:
+        with pytest.raises(NotFound, match=r"megacontext\[track\]"):
+            open_tracker("tensorboard", tmp_path)
+        return
+    tracker = open_tracker("tensorboard", tmp_path)
+    tracker.log(1, {"loss": 2.0})
+    tracker.close()
+    (events,) = tmp_path.glob("events.out.*")
+    assert b"loss" in events.read_bytes()
 
 
 _WORKER = """

@@ -20,10 +20,11 @@ import numpy as np
 
 from megacontext.eval.lens.gains import GainMeter, Window
 from megacontext.eval.lens.histories import StreamHistory, open_history
-from megacontext.eval.lens.methods import Ranking, rankings, window_axis, windows
+from megacontext.eval.lens.methods import Ranking, lenses, rankings, window_axis, windows
 from megacontext.eval.lens.report import summarise, write_report
 from megacontext.eval.lens.streams import SPLITS, StreamQuestion, make_stream
 from megacontext.eval.long.manifest import write_manifest
+from megacontext.lens import UntrainedLens
 from megacontext.lens.net import LensNet
 from megacontext.lens.trained import WEIGHTS, load_net
 from megacontext.models import load
@@ -72,6 +73,24 @@ def recall_rows(
     ]
 
 
+def shown_rows(
+    held: StreamHistory, questions: Sequence[StreamQuestion], by_name: dict[str, UntrainedLens]
+) -> list[dict[str, Any]]:
+    """One row a question: what each lens shows at run time without a reader, in blocks, and the
+    share of the gold blocks among them."""
+    rows = []
+    for asked in questions:
+        row: dict[str, Any] = {"kind": asked.kind, "document": asked.group, "recall": {}}
+        row["blocks"] = {}
+        for name, lens in by_name.items():
+            passages = lens.score(held.history, held.question(asked)).passages
+            shown = [(p.partition, p.start_block, p.end_block) for p in passages]
+            row["recall"][name] = recall(held, asked, shown)
+            row["blocks"][name] = sum(end - start for _, start, end in shown)
+        rows.append(row)
+    return rows
+
+
 def gain_rows(
     held: StreamHistory,
     groups: Sequence[Sequence[StreamQuestion]],
@@ -81,12 +100,16 @@ def gain_rows(
     """One row a question: the gain of each method's best window, and the oracle's over all windows
     that any method or the gold offers to any question of the group."""
     meter, rows, counts = GainMeter(held), [], held.history.block_counts()
+    # A blind guess among thousands gains nothing; measuring it would cost as much as a method.
+    ways = {name: way for name, way in ways.items() if name != "random"}
     for group in groups:
         chosen = [{n: w[0] for n, w in by.items() if w} for by in choose(held, group, ways)]
         pool = dict.fromkeys(w for by in chosen for w in by.values())
         for asked in group:
             for partition, block in held.gold_blocks(asked):
-                pool[partition, max(0, block - 2), min(counts[partition], block + 3)] = None
+                gold = (partition, max(0, block - 2), min(counts[partition], block + 3))
+                if not any(p == partition and abs(start - gold[1]) < 2 for p, start, _ in pool):
+                    pool[gold] = None
         offered = list(pool)
         gains = meter.kept(folder, group, offered)
         for column, (asked, by) in enumerate(zip(group, chosen, strict=True)):
@@ -160,16 +183,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     base = load(given.model)
     held = open_history(make_stream(given.split), given.work / "histories", base)
-    ways = rankings(_nets(given.lens), held)
+    nets = _nets(given.lens)
+    ways = rankings(nets, held)
     questions = sample(held, given.questions, given.seed)
     rows = recall_rows(held, questions, choose(held, questions, ways))
+    shown = shown_rows(held, questions, lenses(nets, held))
     groups = gain_groups(held, given.gain_groups, given.group_size, given.seed)
     gains = gain_rows(held, groups, ways, given.work / "gains" / given.split)
     given.out.mkdir(parents=True, exist_ok=True)
     settings = {name: str(value) for name, value in vars(given).items()}
     write_manifest(given.out, settings, base.facts.identity)
     blocks = sum(held.history.block_counts().values())
-    result = {"history_blocks": blocks, "recall": rows, "gain": gains}
+    result = {"history_blocks": blocks, "recall": rows, "shown": shown, "gain": gains}
     (given.out / "rows.json").write_text(json.dumps(result))
     write_report(given.out, summarise(result))
     print(f"[lens] report: {given.out / 'report.md'}")

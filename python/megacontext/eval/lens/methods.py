@@ -28,10 +28,15 @@ def rankings(nets: Mapping[str, LensNet], held: StreamHistory) -> dict[str, Rank
         "most recent": _column("recency"),
         "embedding": _column("sketch"),
         "bm25": _column("bm25"),
-        "untrained": _lens(UntrainedLens()),
     }
+    return {**found, **{name: _lens(lens) for name, lens in lenses(nets, held).items()}}
+
+
+def lenses(nets: Mapping[str, LensNet], held: StreamHistory) -> dict[str, UntrainedLens]:
+    """The untrained lens and a trained one for each net, none with a reader."""
+    found = {"untrained": UntrainedLens()}
     for name, net in nets.items():
-        found[name] = _lens(TrainedLens(net, held.sketcher, held.base.tokenizer))
+        found[name] = TrainedLens(net, held.sketcher, held.base.tokenizer)
     return found
 
 

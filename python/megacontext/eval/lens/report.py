@@ -61,6 +61,9 @@ def summarise(result: dict[str, Any]) -> dict[str, Any]:
                 "lead": _leads(found, one, samples),
             }
         summary["recall"][kind] = table
+    summary["shown"] = {
+        kind: _shown(rows) for kind, rows in _by_kind(result.get("shown", [])).items()
+    }
     for kind, rows in _by_kind(result["gain"]).items():
         samples = resampled([row["document"] for row in rows])
         found = {
@@ -73,6 +76,17 @@ def summarise(result: dict[str, Any]) -> dict[str, Any]:
             "lead": _leads(found, oracle, samples),
         }
     return summary
+
+
+def _shown(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    samples, one = resampled([row["document"] for row in rows]), np.ones(len(rows))
+    names = list(rows[0]["recall"])
+    found = {name: np.array([row["recall"][name] for row in rows]) for name in names}
+    return {
+        "blocks": {n: float(np.mean([row["blocks"][n] for row in rows])) for n in names},
+        "methods": {name: ratio(value, one, samples) for name, value in found.items()},
+        "lead": _leads(found, one, samples),
+    }
 
 
 def _by_kind(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -91,11 +105,12 @@ def _leads(
 ) -> dict[str, dict[str, float]]:
     """Each trained lens minus each of its rivals."""
     known = {"random", "most recent", "embedding", "bm25", "untrained"}
+    learned = [name for name in found if name not in known]
+    rivals = [name for name in _AGAINST if name in found]
     return {
         f"{name} - {other}": ratio(found[name] - found[other], whole, samples)
-        for name in found
-        if name not in known
-        for other in [*_AGAINST, *(n for n in found if n not in known and n != name)]
+        for name in learned
+        for other in [*rivals, *(each for each in learned if each != name)]
     }
 
 
@@ -121,6 +136,14 @@ def write_report(out: Path, summary: dict[str, Any]) -> None:
             for name in next(iter(table.values()))[part]:
                 cells = [_cell(column[part][name]) for column in table.values()]
                 lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += ["", "## What is shown at run time, without a reader", ""]
+    lines += ["| | gold blocks shown | blocks shown |", "|---|---|---|"]
+    for kind, figures in summary["shown"].items():
+        for name, figure in figures["methods"].items():
+            blocks = figures["blocks"][name]
+            lines.append(f"| {kind}: {name} | {_cell(figure)} | {blocks:.1f} |")
+        for name, figure in figures["lead"].items():
+            lines.append(f"| {kind}: {name} | {_cell(figure)} | |")
     for kind, figures in summary["gain"].items():
         count = next(iter(figures["methods"].values()))["count"]
         lines += [
