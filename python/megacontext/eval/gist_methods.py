@@ -14,7 +14,7 @@ from torch import Tensor
 
 from megacontext.gists.adapter import GistAdapter
 from megacontext.gists.base import FrozenBase, KeyValues, rotate, spread_heads
-from megacontext.gists.layout import SpanLayout
+from megacontext.gists.layout import K, SpanLayout
 from megacontext.gists.rows import assemble, compute_rows
 
 
@@ -146,6 +146,11 @@ def repeat_attention(window: Window) -> list[Tensor]:
 
 def top_attention(window: Window, entries: int) -> Tensor:
     """The n keys of each KV head that get most attention when the span is read again."""
+    return window.suffix_after(joined(window.prefix, top_keys(window, entries)))
+
+
+def top_keys(window: Window, entries: int) -> KeyValues:
+    """The n entries of `top_attention`."""
     if window.mass is None:
         window.mass = repeat_attention(window)
     keys, values = [], []
@@ -155,7 +160,7 @@ def top_attention(window: Window, entries: int) -> Tensor:
         )
         keys.append(k.gather(2, chosen))
         values.append(v.gather(2, chosen))
-    return window.suffix_after(joined(window.prefix, KeyValues(keys, values)))
+    return KeyValues(keys, values)
 
 
 def gist_rows(adapter: GistAdapter) -> Callable[[Window, int], Tensor]:
@@ -169,6 +174,27 @@ def gist_rows(adapter: GistAdapter) -> Callable[[Window, int], Tensor]:
         ids = window.ids[:, : window.known]
         rows = compute_rows(window.base, adapter, own.row_plan(), ids, tokens).placed(window.base)
         return window.suffix_after(assemble(tokens, rows, own.pieces()))
+
+    return read
+
+
+def row_and_keys(adapter: GistAdapter) -> Callable[[Window, int], Tensor]:
+    """One learned row for each block, and for the other entries the span's most attended keys.
+
+    Needs a LOD-1 layout and at least one entry a block.
+    """
+
+    def read(window: Window, entries: int) -> Tensor:
+        layout = window.layout
+        blocks = layout.span // K
+        own = SpanLayout(layout.prefix, layout.span, layout.suffix, 1)
+        tokens = window.cache.narrow(0, window.known)
+        ids = window.ids[:, : window.known]
+        rows = compute_rows(window.base, adapter, own.row_plan(), ids, tokens).placed(window.base)
+        past = assemble(tokens, rows, own.pieces())
+        if entries > blocks:
+            past = joined(past, top_keys(window, entries - blocks))
+        return window.suffix_after(past)
 
     return read
 

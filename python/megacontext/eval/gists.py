@@ -59,6 +59,8 @@ def suite_methods(suite: Suite, adapter: GistAdapter | None, base: FrozenBase) -
         untrained = GistAdapter(base.shape, adapter.ranks)
         found["gist rows, untrained"] = methods.gist_rows(untrained.to(base.device))
         found["gist rows"] = methods.gist_rows(adapter)
+        if suite.layout.lod == 1:
+            found["one gist row a block + top attention"] = methods.row_and_keys(adapter)
     return found
 
 

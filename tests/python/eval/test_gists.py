@@ -64,6 +64,7 @@ def test_measure_covers_every_method(window: methods.Window) -> None:
     assert set(nll) == {
         "full", "drop", "most recent tokens @ 2", "most recent tokens @ 8",
         "gist rows, untrained @ 2", "gist rows, untrained @ 8", "gist rows @ 2", "gist rows @ 8",
+        "one gist row a block + top attention @ 2", "one gist row a block + top attention @ 8",
     }  # fmt: skip
     assert all(len(v) == 3 for v in nll.values())
 
@@ -89,3 +90,18 @@ def test_interval_resamples_passages_not_windows() -> None:
     wide = interval(np.repeat(loss[:6], 10), gap, np.repeat(np.arange(6), 10).astype(str))
     narrow = interval(loss, gap, np.arange(60).astype(str))
     assert wide[1] - wide[0] > narrow[1] - narrow[0]
+
+
+@torch.no_grad()
+def test_a_row_a_block_and_keys_is_the_rows_alone_where_no_entry_is_left(
+    window: methods.Window,
+) -> None:
+    adapter = GistAdapter(SHAPE, AdapterRanks(), seed=3)
+    blocks = LAYOUT.span // 32
+    mixed, rows = methods.row_and_keys(adapter), methods.gist_rows(adapter)
+    torch.testing.assert_close(mixed(window, blocks), rows(window, blocks))
+    # Every key beside the rows: nearer to the full context than the rows alone.
+    every = (mixed(window, blocks + LAYOUT.span) - window.full).norm()
+    assert every < (rows(window, blocks) - window.full).norm()
+    keys = methods.top_keys(window, 5).keys[0]
+    assert keys.shape[2] == 5

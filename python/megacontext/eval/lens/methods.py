@@ -23,11 +23,11 @@ Ranking = Callable[[StreamHistory, StreamQuestion], NDArray[np.float32]]
 
 def rankings(nets: Mapping[str, LensNet], held: StreamHistory) -> dict[str, Ranking]:
     """Every ranking by name: baselines, the untrained lens, and a trained lens for each net."""
+    kept: dict[str, NDArray[np.float32]] = {}
+    columns = {"most recent": "recency", "embedding": "sketch", "bm25": "bm25"}
     found: dict[str, Ranking] = {
         "random": _random,
-        "most recent": _column("recency"),
-        "embedding": _column("sketch"),
-        "bm25": _column("bm25"),
+        **{name: _column(column, kept) for name, column in columns.items()},
     }
     return {**found, **{name: _lens(lens) for name, lens in lenses(nets, held).items()}}
 
@@ -61,11 +61,15 @@ def window_axis(held: StreamHistory) -> BlockAxis:
     return BlockAxis(held.history.block_counts(), ROOM)
 
 
-def _column(name: str) -> Ranking:
+def _column(name: str, kept: dict[str, NDArray[np.float32]]) -> Ranking:
+    """One feature as a ranking. `kept` holds the last question's features for the next column."""
     number = FEATURES.index(name)
 
     def ranking(held: StreamHistory, asked: StreamQuestion) -> NDArray[np.float32]:
-        return block_fields(held.history, held.question(asked)).features[:, number]
+        if asked.question not in kept:
+            kept.clear()
+            kept[asked.question] = block_fields(held.history, held.question(asked)).features
+        return kept[asked.question][:, number]
 
     return ranking
 
