@@ -12,7 +12,7 @@ import torch
 from megacontext.config import LensConfig
 from megacontext.eval.lens import command
 from megacontext.eval.lens.histories import open_history
-from megacontext.eval.lens.methods import rankings, window_axis, windows
+from megacontext.eval.lens.methods import lenses, rankings, window_axis, windows
 from megacontext.eval.lens.report import summarise, write_report
 from megacontext.eval.lens.streams import SPLITS, Stream, StreamQuestion, make_stream, split_of
 from megacontext.lens import Question
@@ -187,10 +187,30 @@ def test_the_oracle_is_never_behind_and_kept_gains_are_not_measured_again(traine
         assert row["gain"]["oracle"] >= max(row["gain"].values()) - 1e-9
 
 
+def test_rows_are_kept_by_question_and_a_torn_line_is_made_again(trained, held, tmp_path):
+    ways, by_name = rankings({"trained": trained[0]}, held), lenses({"trained": trained[0]}, held)
+    made: list[str] = []
+
+    def make(asked):
+        made.append(asked.question)
+        return command.recall_row(held, asked, ways, by_name)
+
+    questions, path = held.stream.questions[:3], tmp_path / "rows.jsonl"
+    assert len(command.kept_rows(path, questions, make, most=2)) == 2
+    path.write_text(path.read_text()[:-9])  # killed while the second was written
+    rows = command.kept_rows(path, questions, make)
+    assert command.kept_rows(path, questions, make) == rows
+    assert [question.question for question in questions] == [made[0], made[1], made[3]]
+    assert made[2] == made[1]
+    assert all(row["recall"]["trained"]["1"] == 1.0 for row in rows)
+    assert all(row["shown"]["trained"] == 1.0 and row["blocks"]["trained"] >= 5 for row in rows)
+
+
 def test_a_report_ranks_a_perfect_method_above_a_blind_one(held, tmp_path):
     rows = [
         {"kind": "reading", "document": f"d{n % 5}", "recall": {
-            "untrained": {"1": 0.0}, "bm25": {"1": n % 2}, "trained": {"1": 1.0}}}
+            "untrained": {"1": 0.0}, "bm25": {"1": n % 2}, "trained": {"1": 1.0}},
+         "shown": {"untrained": 0.0, "trained": 1.0}, "blocks": {"untrained": 9, "trained": 5}}
         for n in range(40)
     ]  # fmt: skip
     gains = [

@@ -8,11 +8,12 @@ gain    nats that the chosen window takes off the answer, as a share of what the
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import random
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,7 @@ from megacontext.eval.lens.report import summarise, write_report
 from megacontext.eval.lens.streams import SPLITS, StreamQuestion, make_stream
 from megacontext.eval.long.manifest import write_manifest
 from megacontext.lens import UntrainedLens
-from megacontext.lens.net import LensNet
-from megacontext.lens.trained import WEIGHTS, load_net
+from megacontext.lens.trained import load_net, shipped_lenses
 from megacontext.models import load
 
 WINDOWS_MAX = 6
@@ -54,41 +54,50 @@ def recall(held: StreamHistory, asked: StreamQuestion, chosen: Sequence[Window])
     return float(np.mean(inside))
 
 
-def recall_rows(
+def recall_row(
     held: StreamHistory,
+    asked: StreamQuestion,
+    ways: dict[str, Ranking],
+    by_name: dict[str, UntrainedLens],
+) -> dict[str, Any]:
+    """Kind and document of a question; recall at each count of windows by method; what each lens
+    shows at run time without a reader, in blocks, and the recall of that."""
+    (chosen,) = choose(held, [asked], ways)
+    row: dict[str, Any] = {"kind": asked.kind, "document": asked.group}
+    row["recall"] = {
+        name: {str(k): recall(held, asked, found[:k]) for k in RECALL_AT}
+        for name, found in chosen.items()
+    }
+    row["shown"], row["blocks"] = {}, {}
+    for name, lens in by_name.items():
+        passages = lens.score(held.history, held.question(asked)).passages
+        shown = [(p.partition, p.start_block, p.end_block) for p in passages]
+        row["shown"][name] = recall(held, asked, shown)
+        row["blocks"][name] = sum(end - start for _, start, end in shown)
+    return row
+
+
+def kept_rows(
+    path: Path,
     questions: Sequence[StreamQuestion],
-    chosen: Sequence[dict[str, list[Window]]],
+    make: Callable[[StreamQuestion], dict[str, Any]],
+    most: int | None = None,
 ) -> list[dict[str, Any]]:
-    """One row a question: kind, document, and recall at each count of windows by method."""
-    return [
-        {
-            "kind": asked.kind,
-            "document": asked.group,
-            "recall": {
-                name: {str(k): recall(held, asked, found[:k]) for k in RECALL_AT}
-                for name, found in by_method.items()
-            },
-        }
-        for asked, by_method in zip(questions, chosen, strict=True)
-    ]
-
-
-def shown_rows(
-    held: StreamHistory, questions: Sequence[StreamQuestion], by_name: dict[str, UntrainedLens]
-) -> list[dict[str, Any]]:
-    """One row a question: what each lens shows at run time without a reader, in blocks, and the
-    share of the gold blocks among them."""
-    rows = []
-    for asked in questions:
-        row: dict[str, Any] = {"kind": asked.kind, "document": asked.group, "recall": {}}
-        row["blocks"] = {}
-        for name, lens in by_name.items():
-            passages = lens.score(held.history, held.question(asked)).passages
-            shown = [(p.partition, p.start_block, p.end_block) for p in passages]
-            row["recall"][name] = recall(held, asked, shown)
-            row["blocks"][name] = sum(end - start for _, start, end in shown)
-        rows.append(row)
-    return rows
+    """The row of each question, made only where `path` does not hold it yet; at most `most` new
+    ones, and then as many rows as there are."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = path.read_text() if path.exists() else ""
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:  # killed while the last line was written
+        path.write_text(whole)
+    known = dict(json.loads(line) for line in whole.splitlines())
+    fresh = [asked for asked in questions if asked.question not in known][:most]
+    with path.open("a") as file:
+        for asked in fresh:
+            known[asked.question] = make(asked)
+            file.write(json.dumps([asked.question, known[asked.question]]) + "\n")
+            file.flush()
+    return [known[asked.question] for asked in questions if asked.question in known]
 
 
 def gain_rows(
@@ -156,17 +165,19 @@ def gain_groups(
     return chosen
 
 
-def _nets(folders: Sequence[str]) -> dict[str, LensNet]:
-    """Nets by name, of `name=folder` or of what ships."""
-    given = [each.split("=", 1) for each in folders] or [
-        ["trained", str(card.parent)] for card in sorted(WEIGHTS.glob("*/card.json"))[:1]
-    ]
-    return {
-        name: load_net(
-            Path(where) / "lens.safetensors", json.loads((Path(where) / "card.json").read_text())
-        )
-        for name, where in given
-    }
+def _folders(given: Sequence[str]) -> dict[str, Path]:
+    """Folders of lenses by name, of `name=folder` or of what ships."""
+    if not given:
+        return {"trained": shipped_lenses()[0].path.parent}
+    return {name: Path(where) for name, _, where in (each.partition("=") for each in given)}
+
+
+def _digest(folders: dict[str, Path]) -> str:
+    """Of all lenses: rows of other lenses are not mixed in."""
+    digest = hashlib.sha256()
+    for name, folder in folders.items():
+        digest.update(name.encode() + (folder / "lens.safetensors").read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -176,6 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("lens-work"), help="histories and gains")
     parser.add_argument("--split", choices=SPLITS, default="test")
     parser.add_argument("--questions", type=int, default=400, help="of each kind, for recall")
+    parser.add_argument("--most", type=int, help="new questions in this call; the next goes on")
     parser.add_argument("--gain-groups", type=int, default=8, help="0 leaves the gains out")
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
@@ -183,18 +195,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     base = load(given.model)
     held = open_history(make_stream(given.split), given.work / "histories", base)
-    nets = _nets(given.lens)
-    ways = rankings(nets, held)
+    folders = _folders(given.lens)
+    nets = {
+        name: load_net(folder / "lens.safetensors", json.loads((folder / "card.json").read_text()))
+        for name, folder in folders.items()
+    }
+    ways, by_name = rankings(nets, held), lenses(nets, held)
     questions = sample(held, given.questions, given.seed)
-    rows = recall_rows(held, questions, choose(held, questions, ways))
-    shown = shown_rows(held, questions, lenses(nets, held))
+    rows = kept_rows(
+        given.work / "rows" / given.split / f"{_digest(folders)}.jsonl",
+        questions,
+        lambda asked: recall_row(held, asked, ways, by_name),
+        given.most,
+    )
+    print(f"[lens] {len(rows)} of {len(questions)} questions", flush=True)
     groups = gain_groups(held, given.gain_groups, given.group_size, given.seed)
     gains = gain_rows(held, groups, ways, given.work / "gains" / given.split)
     given.out.mkdir(parents=True, exist_ok=True)
     settings = {name: str(value) for name, value in vars(given).items()}
     write_manifest(given.out, settings, base.facts.identity)
     blocks = sum(held.history.block_counts().values())
-    result = {"history_blocks": blocks, "recall": rows, "shown": shown, "gain": gains}
+    result = {"history_blocks": blocks, "recall": rows, "gain": gains}
     (given.out / "rows.json").write_text(json.dumps(result))
     write_report(given.out, summarise(result))
     print(f"[lens] report: {given.out / 'report.md'}")

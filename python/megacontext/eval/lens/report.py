@@ -61,9 +61,7 @@ def summarise(result: dict[str, Any]) -> dict[str, Any]:
                 "lead": _leads(found, one, samples),
             }
         summary["recall"][kind] = table
-    summary["shown"] = {
-        kind: _shown(rows) for kind, rows in _by_kind(result.get("shown", [])).items()
-    }
+    summary["shown"] = {kind: _shown(rows) for kind, rows in _by_kind(result["recall"]).items()}
     for kind, rows in _by_kind(result["gain"]).items():
         samples = resampled([row["document"] for row in rows])
         found = {
@@ -80,8 +78,8 @@ def summarise(result: dict[str, Any]) -> dict[str, Any]:
 
 def _shown(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     samples, one = resampled([row["document"] for row in rows]), np.ones(len(rows))
-    names = list(rows[0]["recall"])
-    found = {name: np.array([row["recall"][name] for row in rows]) for name in names}
+    names = list(rows[0]["shown"])
+    found = {name: np.array([row["shown"][name] for row in rows]) for name in names}
     return {
         "blocks": {n: float(np.mean([row["blocks"][n] for row in rows])) for n in names},
         "methods": {name: ratio(value, one, samples) for name, value in found.items()},
