@@ -421,6 +421,17 @@ class Store(_Reader):
         """A view of this moment. Cost: one pointer a partition."""
         return Snapshot(self._handle.snapshot())
 
+    def backup(self, path: str | os.PathLike[str]) -> None:
+        """Writes what is there now to a new store at `path` and checks that copy. Writing and
+        reading go on meanwhile; a copy that was interrupted is no store.
+
+        Raises: InvalidArgument when the directory has a store or other files.
+        Cost: one read and one write of every row.
+        """
+        path = os.path.abspath(path)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        self._handle.backup(path)
+
     def stats(self) -> dict[str, int | float]:
         return self._handle.stats()
 

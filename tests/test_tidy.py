@@ -40,7 +40,10 @@ PYTHON_MAY_IMPORT = {
     "view": {"config"},
     "remote": {"config"},
     "runtime": {"config", "models", "gists", "lens"},
-    "memory": {"config", "models", "gists", "lens", "remote", "runtime", "view"},
+    "curate": {"config", "runtime"},
+    "transfer": {"config", "models", "runtime"},
+    "keeping": {"config", "models", "runtime", "curate", "transfer"},
+    "memory": {"config", "models", "gists", "lens", "remote", "runtime", "view", "keeping"},
     "train": {"config", "models", "gists", "lens", "runtime", "eval"},
     "eval": {"config", "models", "gists", "lens", "runtime", "memory"},
 }

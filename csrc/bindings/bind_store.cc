@@ -363,6 +363,11 @@ void register_store(py::module_& module) {
       .def("close", &call<&Store::close>)
       .def("snapshot",
            [](const Store& store) { return std::const_pointer_cast<Snapshot>(store.snapshot()); })
+      .def("backup",
+           [](const Store& store, const std::string& path) {
+             Release release;
+             raise_if_error(store.backup(path));
+           })
       .def("stats", &stats)
       .def("metrics",
            [](const Store& store) {

@@ -123,6 +123,11 @@ class Store final : public RowReader {
   Status close();
 
   std::shared_ptr<const Snapshot> snapshot() const;
+  // Writes what is there now to a new store at `path`, as few segments as there are families, and
+  // checks the copy. Writers and readers go on meanwhile. InvalidArgument when the directory has a
+  // store or other files; a copy that was interrupted is no store. Cost: one read and one write of
+  // every row; memory for the postings.
+  Status backup(const std::string& path) const;
   StoreStats stats() const;
   // Everything that is counted since opening; storage/README.md lists the names.
   std::vector<Metric> metrics() const;
@@ -140,6 +145,8 @@ class Store final : public RowReader {
 
   // store_open.cc
   static Result<Manifest> read_manifest(Env* env, const std::string& path);
+  static Status write_manifest(Env* env, const std::string& path, const Manifest& manifest);
+  static Status require_new_directory(Env* env, const std::string& path, std::string_view op);
   static Status require_identity(const Manifest& manifest, const Identity& wanted);
   Status load(Manifest manifest);
   Status load_segments();

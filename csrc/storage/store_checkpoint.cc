@@ -4,7 +4,7 @@
 
 #include "base/str_cat.h"
 #include "format/file_names.h"
-#include "storage/segment_writer.h"
+#include "storage/row_copy.h"
 #include "storage/store.h"
 
 namespace mc {
@@ -31,39 +31,15 @@ SegmentHeader Store::new_segment(SegmentKind kind, const DefineFamily* family,
 
 // Writes what is in memory (merged == nullptr), or what still shows of the `merged` segments.
 Status Store::seal_rows(const DefineFamily& family, const Segments* merged, Sealing& sealing) {
-  const uint32_t row_bytes = row_bytes_of(family);
-  std::vector<RunEntry> entries;
-  RunList pieces;
-  uint64_t data_bytes = 0;
-  for (const auto& partition : state_.partitions) {
-    for (const Run& run : partition->column(family.id).runs()) {
-      const bool wanted = merged == nullptr ? run.extent != nullptr
-                                            : std::find(merged->begin(), merged->end(),
-                                                        run.segment) != merged->end();
-      if (!wanted) continue;
-      const uint64_t count = run.end - run.first;
-      const bool goes_on = !entries.empty() && entries.back().partition == partition->about->id &&
-                           entries.back().first + entries.back().count == run.first;
-      if (goes_on) {
-        entries.back().count += count;
-      } else {
-        entries.push_back({partition->about->id, 0, run.first, count});
-      }
-      pieces.push_back(run);
-      data_bytes += count * row_bytes;
-    }
-  }
-  if (entries.empty()) return Status::ok();
-  MC_ASSIGN_OR_RETURN(
-      auto writer, SegmentWriter::create(
-                       env_, path_, new_segment(SegmentKind::kRows, &family, data_bytes), entries));
-  for (const Run& run : pieces) {
-    const uint64_t byte_count = (run.end - run.first) * row_bytes;
-    if (run.segment != nullptr) MC_RETURN_IF_ERROR(run.segment->verify(run.rows, byte_count));
-    MC_RETURN_IF_ERROR(writer.append({run.rows, byte_count}));
-  }
-  MC_ASSIGN_OR_RETURN(const SegmentEntry entry, writer.finish());
-  sealing.fresh.push_back(entry);
+  const RowCopy copy{
+      family, state_.partitions,
+      [merged](const Run& run) {
+        if (merged == nullptr) return run.extent != nullptr;
+        return std::find(merged->begin(), merged->end(), run.segment) != merged->end();
+      },
+      [&](uint64_t data_bytes) { return new_segment(SegmentKind::kRows, &family, data_bytes); }};
+  MC_ASSIGN_OR_RETURN(const auto entry, copy_rows(env_, path_, copy));
+  if (entry) sealing.fresh.push_back(*entry);
   return Status::ok();
 }
 

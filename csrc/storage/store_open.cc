@@ -34,7 +34,9 @@ Result<bool> only_own_files(Env* env, const std::string& path) {
   });
 }
 
-Status write_manifest(Env* env, const std::string& path, const Manifest& manifest) {
+}  // namespace
+
+Status Store::write_manifest(Env* env, const std::string& path, const Manifest& manifest) {
   const std::string fresh = join_path(path, kNewManifestName);
   {
     MC_ASSIGN_OR_RETURN(auto file, env->open_writable(fresh, WriteMode::kTruncate));
@@ -47,7 +49,18 @@ Status write_manifest(Env* env, const std::string& path, const Manifest& manifes
   return env->sync_directory(path);
 }
 
-}  // namespace
+// Makes the directory when it is not there; refuses one with a store or with other files.
+Status Store::require_new_directory(Env* env, const std::string& path, std::string_view op) {
+  MC_RETURN_IF_ERROR(env->create_directory(path));
+  MC_RETURN_IF_ERROR(env->sync_directory(parent_directory(path)));
+  MC_ASSIGN_OR_RETURN(const bool own, only_own_files(env, path));
+  if (!own) {
+    return Status::invalid_argument(
+        str_cat("[", op, "] directory must be empty, got other files in ", path));
+  }
+  if (!env->open_readable(join_path(path, kManifestName)).is_ok()) return Status::ok();
+  return Status::invalid_argument(str_cat("[", op, "] ", path, " must not be a store already"));
+}
 
 Result<Manifest> Store::read_manifest(Env* env, const std::string& path) {
   const std::string manifest_path = join_path(path, kManifestName);
@@ -83,18 +96,10 @@ Status Store::require_identity(const Manifest& manifest, const Identity& wanted)
 Result<std::unique_ptr<Store>> Store::create(Env* env, const std::string& path,
                                              const Identity& identity,
                                              const StoreOptions& options) {
-  MC_RETURN_IF_ERROR(env->create_directory(path));
-  MC_RETURN_IF_ERROR(env->sync_directory(parent_directory(path)));
-  MC_ASSIGN_OR_RETURN(const bool own, only_own_files(env, path));
-  if (!own) {
-    return Status::invalid_argument(
-        str_cat("[create] directory must be empty, got other files in ", path));
-  }
+  MC_RETURN_IF_ERROR(require_new_directory(env, path, "create"));
   {
     MC_ASSIGN_OR_RETURN(auto lock, env->lock(join_path(path, kLockName)));
-    if (env->open_readable(join_path(path, kManifestName)).is_ok()) {
-      return Status::invalid_argument(str_cat("[create] ", path, " must not be a store already"));
-    }
+    MC_RETURN_IF_ERROR(require_new_directory(env, path, "create"));  // nobody was faster
     Manifest manifest;
     for (size_t at = 0; at < manifest.store_id.size(); ++at) {
       manifest.store_id[at] = static_cast<uint8_t>(env->random_u64());

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ import numpy as np
 from rich.console import RenderableType
 
 from megacontext.config import GenerationConfig, RuntimeConfig
+from megacontext.keeping import Keeping
 from megacontext.lens import Lens, Sketcher, choose_lens
 from megacontext.models import FrozenBase, load
 from megacontext.remote import Reader, is_url, open_remote
@@ -113,12 +115,14 @@ class WorkingContextView:
         }
 
 
-class Memory:
+class Memory(Keeping):
     """An open memory. Not for several threads; a second process may open it read-only."""
 
     def __init__(self, store: Store, base: FrozenBase, config: RuntimeConfig, lens: Lens) -> None:
         sketcher = Sketcher(base)
         self._store = store
+        self._lock = threading.RLock()
+        self._background = []
         self._ingestor = None if store.read_only else Ingestor(store, base.tokenizer, sketcher)
         records = read_records(Path(f"{store.path}{_RECORDS_SUFFIX}"))
         self._parts = Parts(
@@ -151,10 +155,6 @@ class Memory:
         """Tokens of all sources."""
         return sum(partition.token_count for partition in self._store.partitions())
 
-    def sources(self) -> list[str]:
-        """Names of everything ingested, in order."""
-        return [partition.source for partition in self._store.partitions()]
-
     def ingest(
         self,
         what: str | Path | Iterable[str],
@@ -175,51 +175,8 @@ class Memory:
         """
         ingestor = self._writer("ingest")
         given = list(_sources(what, source))
-        return [ingestor.ingest(each, metadata, progress) for each in given]
-
-    def replace(
-        self, source: str, text: str | Path, metadata: dict[str, Any] | None = None
-    ) -> IngestReport:
-        """Edit a source: it becomes `text` (a `Path` is read), as if that had been ingested.
-
-        Only what follows the block of the first change is stored and indexed anew; gists before it
-        are kept. One change: after a crash the source is the old one or the new one, whole.
-
-        Raises: NotFound for an unknown source, InvalidArgument for a read-only memory.
-        """
-        ingestor = self._writer("replace")
-        given = file_source(text, source) if isinstance(text, Path) else text_source(source, text)
-        report = ingestor.replace(given, metadata)
-        self._parts.history.forget(report.partition)
-        return report
-
-    def forget(self, source: str, *, purge: bool = True) -> None:
-        """Erase a source: text, rows, terms, name and metadata. It is gone for every later reader
-        when this returns. With `purge` so are its bytes from every file of the memory (cost: one
-        rewrite of the files that held any); without, they go with the next `purge`.
-
-        Raises: NotFound for an unknown source, InvalidArgument for a read-only memory.
-        """
-        self._writer("forget")
-        known = self._store.find_partition(source)
-        if known is None:
-            raise NotFound(f"[forget] source must be known, got {source!r}")
-        self._store.erase_partition(known.id)
-        self._store.commit()
-        self._parts.history.refresh()
-        if purge:
-            self._store.purge()
-
-    def purge(self) -> None:
-        """Give back the bytes of everything that was erased, replaced or dropped."""
-        self._writer("purge")
-        self._store.purge()
-
-    def _writer(self, verb: str) -> Ingestor:
-        if self._ingestor is None:
-            raise InvalidArgument(f"[{verb}] store must be open for writing, {self._store.path} "
-                                  "is open read-only")  # fmt: skip
-        return self._ingestor
+        with self._lock:
+            return [ingestor.ingest(each, metadata, progress) for each in given]
 
     def ask(self, question: str, generation: GenerationConfig | None = None) -> Answer:
         """An answer from everything ingested; it is computed while it is read.
@@ -248,6 +205,7 @@ class Memory:
         """End open conversations and close the store; all that was ingested is durable already."""
         for chat in self._chats:
             chat.end_turn()
+        self._end_work()
         self._store.close()
         if self._reader is not None:
             self._reader.close()
@@ -291,6 +249,7 @@ class Chat:
         if memory._ingestor is None:
             raise InvalidArgument("[chat] memory must be open for writing, it is open read-only")
         self._ingestor = memory._ingestor
+        self._lock = memory._lock
         self._parts = parts
         source = f"conversation/{name}"
         known = parts.store.find_partition(source)
@@ -328,6 +287,10 @@ class Chat:
             self._append(f"User: {message}\nAssistant: {''.join(said).strip()}\n\n")
 
     def _append(self, text: str) -> None:
+        with self._lock:
+            self._append_locked(text)
+
+    def _append_locked(self, text: str) -> None:
         store = self._parts.store
         state = SourceState.from_json(store.partition(self._partition).metadata_json)
         (piece,) = self._parts.base.tokenizer.encode_pieces([text])

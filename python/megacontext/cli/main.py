@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from megacontext.cli.life import add_verbs
 from megacontext.cli.output import console, guarded, ingest_progress, notes, say, show_json
 from megacontext.cli.remote import remote_app
 
@@ -256,6 +257,9 @@ def demo(
 
     with guarded(as_json):
         run_demo(output)
+
+
+add_verbs(app)
 
 
 def _next_message() -> str:

@@ -66,7 +66,7 @@ class IngestReport:
 class SourceState:
     """How far a source has come; kept as JSON in the metadata of its partition."""
 
-    kind: str
+    kind: str = "unknown"
     path: str | None = None
     # The last piece border: characters before it, tokens of them, and the digest of their UTF-8.
     characters: int = 0
@@ -75,6 +75,8 @@ class SourceState:
     complete: bool = False
     invalid_bytes: int = 0
     user: dict[str, Any] = field(default_factory=dict)
+    # "archived" or "deleted" of a hidden source, else empty (curate/).
+    curation: str = ""
 
     def to_json(self) -> str:
         return json.dumps({name: getattr(self, name) for name in self.__slots__})
@@ -164,7 +166,7 @@ class Ingestor:
             digest=hashlib.sha256(_utf8(text)).hexdigest() if text else "",
             complete=True,
             invalid_bytes=source.invalid_bytes,
-            user=state.user if metadata is None else metadata,
+            user=_kept_notes(state.user, kept) if metadata is None else metadata,
         )
         self._store.replace_tail(known.id, kept, tokens[kept:], starts[kept:], state.to_json())
         self.index(known.id)
@@ -246,6 +248,13 @@ class Ingestor:
     def _save(self, partition: int, state: SourceState) -> None:
         self._store.set_metadata(partition, state.to_json())
         self._store.commit()
+
+
+def _kept_notes(user: dict[str, Any], kept_tokens: int) -> dict[str, Any]:
+    """Metadata after an edit: notes on spans that are not wholly kept go with them."""
+    if "spans" not in user:
+        return user
+    return {**user, "spans": [span for span in user["spans"] if span["end"] <= kept_tokens]}
 
 
 def _after(source: Source, state: SourceState, digest: Any) -> Iterator[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from megacontext.config import RuntimeConfig
 from megacontext.lens import Lens, Sketcher
 from megacontext.models import FrozenBase
+from megacontext.runtime.access import AccessCounts
 from megacontext.runtime.gist_records import ShownGists
 from megacontext.runtime.history import StoreHistory
 from megacontext_ext import Store
@@ -23,3 +24,4 @@ class Parts:
     lens: Lens
     gists: ShownGists
     config: RuntimeConfig
+    access: AccessCounts = field(default_factory=AccessCounts)

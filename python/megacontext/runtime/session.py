@@ -115,11 +115,11 @@ class Session:
     def _note_sources(self, turn: _Turn, assembled: Assembled) -> None:
         sources = turn.answer._sources
         known = {(span.partition, span.token_start, span.token_end) for span in sources}
-        sources.extend(
-            span
-            for span in spans_in_focus(self._parts, turn.focus, assembled.runs)
-            if (span.partition, span.token_start, span.token_end) not in known
-        )
+        for span in spans_in_focus(self._parts, turn.focus, assembled.runs):
+            if (span.partition, span.token_start, span.token_end) in known:
+                continue
+            sources.append(span)
+            self._parts.access.note(span.partition, span.token_start, span.token_end)
         sources.sort(key=lambda span: -span.score)
 
     def _next_focus(self) -> Focus:

@@ -1,4 +1,7 @@
 // Taking away: what was cut, erased, dropped or hidden, seen by readers, snapshots, files, search.
+#include <atomic>
+#include <thread>
+
 #include "format/file_names.h"
 #include "storage/store_model.h"
 
@@ -161,6 +164,75 @@ TEST(StoreLife, a_purge_leaves_no_byte_of_what_was_erased) {
   store = std::move(open_small(&env)).value();
   EXPECT_EQ(store->append_tokens(1, canary).status().code(), StatusCode::kNotFound);
   EXPECT_EQ(store->token_count(0).value(), 100u);
+}
+
+TEST(StoreLife, a_backup_made_while_writing_is_the_moment_of_its_call) {
+  FaultEnv env;
+  auto store = std::move(Store::create(&env, kPath, {{"model", "m"}}, small_options())).value();
+  for (const Op& op : random_ops(9, 200)) {
+    ASSERT_TRUE(mc::testing::apply(*store, op).is_ok());
+  }
+  const Reading before = read_all(*store).value();
+  std::atomic<bool> done = false;
+  std::thread writer([&] {
+    for (uint32_t round = 0; !done || round < 20; ++round) {
+      ASSERT_TRUE(store->replace_tail(0, {0, tokens_from(round, 300), {}, {}}).is_ok());
+    }
+  });
+  ASSERT_TRUE(store->backup("/copy").is_ok());
+  done = true;
+  writer.join();
+  {
+    auto copy = Store::open(&env, "/copy",
+                            {.read_only = false, .identity = {{"model", "m"}}, .options = {}});
+    ASSERT_TRUE(copy.is_ok()) << copy.status().to_string();
+    // Partition 0 is at some edit of the writer's, whole; all else is as before.
+    Reading after = read_all(*copy.value()).value();
+    const auto& tokens = after.model.partitions[0].tokens;
+    if (tokens != before.model.partitions[0].tokens) {
+      EXPECT_EQ(tokens, tokens_from(tokens[0], 300));
+    }
+    for (size_t p = 1; p < before.model.partitions.size(); ++p) {
+      EXPECT_EQ(after.model.partitions[p], before.model.partitions[p]);
+    }
+    ASSERT_TRUE(copy.value()->append_tokens(0, tokens_from(1, 5)).is_ok());
+    ASSERT_TRUE(copy.value()->close().is_ok());
+  }
+  ASSERT_TRUE(store->backup("/second").is_ok());
+  auto second = Store::open(&env, "/second", {.read_only = true, .identity = {}, .options = {}});
+  ASSERT_TRUE(second.is_ok());
+  const Reading now = read_all(*store).value(), copied = read_all(*second.value()).value();
+  EXPECT_EQ(copied.model, now.model);
+  EXPECT_EQ(copied.needles, now.needles);
+  EXPECT_EQ(second.value()->search("needle words", 50, {}).value(),
+            store->search("needle words", 50, {}).value());
+  EXPECT_EQ(store->backup("/second").code(), StatusCode::kInvalidArgument);
+}
+
+TEST(StoreLife, a_backup_that_stops_anywhere_is_no_store) {
+  FaultEnv source;
+  {
+    auto store = make(source);
+    for (const Op& op : random_ops(3, 60)) (void)mc::testing::apply(*store, op);
+  }
+  for (uint64_t point = 1; point < 200; ++point) {
+    const auto env = source.crash_image(CrashKind::kKept, 0);
+    auto store = std::move(open_small(env.get())).value();
+    env->stop_after(env->operation_count() + point);
+    const bool whole = store->backup("/copy").is_ok();
+    const auto left = env->crash_image(CrashKind::kLost, point);
+    auto copy =
+        Store::open(left.get(), "/copy", {.read_only = true, .identity = {}, .options = {}});
+    if (copy.is_ok()) {
+      const Status checked = copy.value()->check();
+      EXPECT_TRUE(checked.is_ok()) << checked.to_string();
+    } else {
+      EXPECT_FALSE(whole);
+      EXPECT_EQ(copy.status().code(), StatusCode::kNotFound) << copy.status().to_string();
+    }
+    if (whole) return;
+  }
+  FAIL() << "the backup never finished";
 }
 
 TEST(StoreLife, wrong_calls_are_refused_with_the_numbers) {

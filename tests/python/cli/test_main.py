@@ -183,3 +183,49 @@ def stored_tokens(folder: Path) -> int:
             return sum(partition.token_count for partition in store.partitions())
     except NotFound:  # not made yet
         return 0
+
+
+def test_a_memory_is_looked_after_from_the_command_line(run, tmp_path):
+    for name in ("old.txt", "new.txt"):
+        (tmp_path / name).write_text(f"{FILLER}This is {name}. ")
+        run("ingest", tmp_path / "m", tmp_path / name, "--source", name)
+    rules = tmp_path / "rules.json"
+    rules.write_text(json.dumps({"rules": [{"action": "delete", "path": "*old.txt"}]}))
+    plan = tmp_path / "plan.json"
+
+    def plain(*words) -> dict:
+        result = run(*words, "--json", model=None)
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    made = plain("curate", "plan", tmp_path / "m", "--rules", rules, "--output", plan)
+    assert [(step["source"], step["action"]) for step in made["steps"]] == [("old.txt", "delete")]
+    assert plain("curate", "apply", tmp_path / "m", plan)["steps"] == made["steps"]
+    states = {one["source"]: one["state"] for one in plain("curate", "report", tmp_path / "m")}
+    assert states == {"old.txt": "live", "new.txt": "live"}
+    (entry,) = plain("curate", "apply", tmp_path / "m", plan, "--yes")["done"]
+    plain("curate", "restore", tmp_path / "m", entry["number"])
+    plain("curate", "apply", tmp_path / "m", plan, "--yes")
+    assert plain("curate", "purge", tmp_path / "m")["steps"][0]["source"] == "old.txt"
+    assert plain("curate", "purge", tmp_path / "m", "--yes")["erased"] == ["old.txt"]
+    for words in ("curate report", "curate apply", "curate plan"):
+        more = {"curate apply": [plan], "curate plan": ["--rules", rules]}.get(words, [])
+        shown = run(*words.split(), tmp_path / "m", *more, model=None)
+        assert shown.exit_code == 0, shown.output
+
+
+def test_a_memory_is_copied_and_carried_from_the_command_line(run, tmp_path):
+    (tmp_path / "a.txt").write_text(FILLER)
+    run("ingest", tmp_path / "m", tmp_path / "a.txt", "--source", "a.txt")
+    copied = run("backup", tmp_path / "m", tmp_path / "copy", "--json", model=None)
+    assert json.loads(copied.stdout)["tokens"] > 0
+    assert run("backup", tmp_path / "m", tmp_path / "copy", model=None).exit_code == 2
+    assert run("export", tmp_path / "m", tmp_path / "m.jsonl", model=None).exit_code == 0
+    came = run("import", tmp_path / "other", tmp_path / "m.jsonl", "--json")
+    assert came.exit_code == 0, came.output
+    assert json.loads(came.stdout)["sources"] == 1
+    assert json.loads(came.stdout)["tokens"] == json.loads(copied.stdout)["tokens"]
+    assert run("import", tmp_path / "other", tmp_path / "m.jsonl").exit_code == 0  # again
+    (tmp_path / "a.txt").write_text(FILLER + FACT)
+    run("ingest", tmp_path / "other", tmp_path / "a.txt", "--source", "a.txt")
+    assert run("import", tmp_path / "other", tmp_path / "m.jsonl").exit_code == 2
