@@ -240,13 +240,19 @@ TEST(ColdReadFaults, a_flipped_bit_is_never_returned) {
           opened.value()->read_tokens(p, {0, tokens.size()}, tokens),
           opened.value()->read_rows("wide", p, {0, kRows}, std::as_writable_bytes(std::span(wide))),
           opened.value()->read_rows("odd", p, {0, kRows}, std::as_writable_bytes(std::span(odd)))};
-      if (parts[1].is_ok()) ASSERT_EQ(wide, row_values(0, kRows, kRowWidth, p ? -1.0f : 1.0f));
-      if (parts[2].is_ok()) ASSERT_EQ(odd, row_values(0, kRows, 7, p ? -1.0f : 1.0f));
+      if (parts[1].is_ok()) {
+        ASSERT_EQ(wide, row_values(0, kRows, kRowWidth, p ? -1.0f : 1.0f));
+      }
+      if (parts[2].is_ok()) {
+        ASSERT_EQ(odd, row_values(0, kRows, 7, p ? -1.0f : 1.0f));
+      }
       for (const Status& part : parts) {
         if (!part.is_ok()) status = part;
       }
     }
-    if (!status.is_ok()) EXPECT_EQ(status.code(), StatusCode::kCorruption);
+    if (!status.is_ok()) {
+      EXPECT_EQ(status.code(), StatusCode::kCorruption);
+    }
   }
 }
 
