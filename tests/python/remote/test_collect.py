@@ -11,7 +11,7 @@ from megacontext.remote.collect import collect
 from megacontext.remote.record import CONTENT_FOLDERS
 from megacontext_ext import Store
 from megacontext_ext.errors import InvalidArgument
-from tests.python.remote.support import QUICK, require_counts_up
+from tests.python.remote.support import require_counts_up
 
 
 def content_keys(remote) -> set[str]:
@@ -52,31 +52,38 @@ def test_without_grace_only_the_writer_may(remote, machine):
         collect(remote, grace_s=0, writer=old)
 
 
-def test_an_erased_source_leaves_the_object_store(machine):
-    """Whatever the engine erases by: segments that are no longer named go, with their bytes."""
+def test_an_erased_source_leaves_the_object_store(remote, machine):
+    """Erase, purge, push, collect: no object has a byte of it, nor its name, and the rest stays."""
     one, two = machine("one"), machine("two")
-    remote = open_remote(f"memory:///erase-{one.folder}", config=QUICK)
     secret = np.full(64, 0x5EC2E7, np.uint32)
-    with Store.create(one.path, {"model": "m"}) as store:
-        part = store.add_partition("secret.txt")
+    total = one.append(500)
+    with Store.open(one.path) as store:
+        part = store.add_partition("secret-name.txt")
         store.append_tokens(part, secret)
         store.checkpoint()
-    Writer.resume(remote, one.path).push()
-    assert any(secret.tobytes() in remote.stores[0].get(key) for key in content_keys(remote))
+    writer = Writer.resume(remote, one.path)
+    writer.push()
+    marks = (secret.tobytes(), b"secret-name")
+    assert all(any(mark in content for content in everything(remote)) for mark in marks)
 
-    # The directory is replaced by one without the source, as a purge leaves it.
-    erased = machine("erased")
-    erased.append(200)
-    with pytest.raises(InvalidArgument, match="holds memory"):
-        Writer.acquire(remote, erased.path)
-    writer = Writer.acquire(remote, one.path)
-    rewritten = remote.latest()
-    kept = tuple(blob for blob in rewritten.blobs if blob.folder != "segments")
-    remote.publish(rewritten.next(blobs=kept), rewritten)
-    report = collect(remote, grace_s=0, writer=writer)
-    assert report.removed_objects >= 1
-    assert not any(secret.tobytes() in remote.stores[0].get(key) for key in content_keys(remote))
-    assert two.cache().used_bytes() == 0
+    with Store.open(one.path) as store:
+        store.erase_partition(part)
+        store.purge()
+    assert writer.push().published
+    assert collect(remote, grace_s=0, writer=writer).removed_objects >= 3
+    assert not any(mark in content for content in everything(remote) for mark in marks)
+    with Reader(remote, two.cache()) as reader:
+        store = reader.store()
+        require_counts_up(store, total)
+        assert [each.source for each in store.partitions()] == ["log"]
+
+
+def everything(remote) -> list[bytes]:
+    """Every object of the place, commits included."""
+    store = remote.stores[0]
+    keys = [info.key for folder in (*CONTENT_FOLDERS, "commits") for info in store.list(folder)]
+    single = [key for key in ("commit.json", "format.json") if store.head(key)]
+    return [store.get(key) for key in (*keys, *single)]
 
 
 def test_numbered_commits_are_pruned_and_a_sleeper_is_told(machine, tmp_path):
