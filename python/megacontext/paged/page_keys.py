@@ -13,7 +13,7 @@ from torch import Tensor
 
 from megacontext.paged.rotary import LayerRotary
 
-LAYER_COUNT = 6
+LAYER_COUNT = 4
 _ROOM = 256
 
 
@@ -26,23 +26,31 @@ def scored_layers(layers: int) -> tuple[int, ...]:
 
 
 class PageKeys:
-    """Mean keys of the complete blocks of one stream, [N, A, Hkv, E] for A layers.
+    """Mean keys of the complete blocks of one stream, for A layers.
 
-    Memory: A * Hkv * E bfloat16 numbers a block: 2.3 KB for SmolLM2-135M, 72 bytes a token.
+    Memory: A * Hkv * E float32 numbers a block (many CPUs multiply bfloat16 slowly): 3.1 KB for
+    SmolLM2-135M, 96 bytes a token.
     """
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
-        self._keys = torch.zeros(0, *shape, dtype=torch.bfloat16)
+        layers, heads, width = shape
+        self._keys = torch.zeros(layers, heads, 0, width)
         self.block_count = 0
+
+    @property
+    def keys(self) -> Tensor:
+        """[N, A, Hkv, E], a view."""
+        return self._keys[:, :, : self.block_count].permute(2, 0, 1, 3)
 
     def add(self, keys: Tensor) -> None:
         """Appends the mean keys [N, A, Hkv, E] of the next blocks."""
-        end = self.block_count + len(keys)
-        if end > len(self._keys):
-            grown = self._keys.new_zeros(max(end, 2 * len(self._keys), _ROOM), *keys.shape[1:])
-            grown[: self.block_count] = self._keys[: self.block_count]
+        end, room = self.block_count + len(keys), self._keys.shape[2]
+        if end > room:
+            layers, heads, _, width = self._keys.shape
+            grown = self._keys.new_zeros(layers, heads, max(end, 2 * room, _ROOM), width)
+            grown[:, :, : self.block_count] = self._keys[:, :, : self.block_count]
             self._keys = grown
-        self._keys[self.block_count : end] = keys
+        self._keys[:, :, self.block_count : end] = keys.permute(1, 2, 0, 3)
         self.block_count = end
 
     def score(self, queries: Tensor, scale: float) -> Tensor:
@@ -56,12 +64,11 @@ class PageKeys:
         """
         if not self.block_count:
             return torch.zeros(0)
-        keys = self._keys[: self.block_count].permute(1, 2, 3, 0)  # [A, Hkv, E, N]
-        layers, count, heads, width = queries.shape
-        asked = queries.to(torch.bfloat16).transpose(1, 2)  # [A, Hq, T, E]
-        asked = asked.reshape(layers, keys.shape[1], -1, width)  # heads of one KV head together
-        shares = (torch.matmul(asked, keys).float() * scale).softmax(-1)
-        assert shares[..., 0].numel() == layers * heads * count
+        keys = self._keys[:, :, : self.block_count]
+        layers, _, _, width = queries.shape
+        # Query heads of one KV head together: [A, Hkv, Hq / Hkv * T, E].
+        asked = queries.float().transpose(1, 2).reshape(layers, keys.shape[1], -1, width)
+        shares = (torch.matmul(asked * scale, keys.mT)).softmax(-1)
         return shares.flatten(0, 2).mean(0)
 
 

@@ -59,8 +59,8 @@ def test_the_block_whose_keys_answer_a_query_has_the_greatest_share():
         for head in range(4):
             shares = queries[layer, :, head] @ content[:, layer, head // 2].T
             plain += shares.softmax(-1).sum(0) / (3 * 4 * 5)
-    torch.testing.assert_close(scores, plain, rtol=0.1, atol=2e-3)
-    assert set(scores.topk(2).indices.tolist()) <= set(plain.topk(3).indices.tolist())
+    torch.testing.assert_close(scores, plain, rtol=1e-4, atol=1e-6)
+    assert {217, 33} <= set(scores.topk(8).indices.tolist())
 
 
 def test_a_turned_query_meets_unrotated_keys_as_a_rotated_one_meets_rotated_keys():
@@ -112,11 +112,11 @@ def test_step_focus_stays_within_the_budget_costs_no_pass_and_survives_restart(t
         assert {"expand", "collapse"} <= set(kinds)
         wanted = memory.streams[0].wanted
         kept = memory._chooser._keys[0]
-        before = kept._keys[: kept.block_count].clone()
+        before = kept.keys.clone()
         assert len(before) == 709 // 32
     with attach(model, config, store=tmp_path / "s") as memory:
         kept = memory._chooser._keys[0]
-        assert torch.equal(kept._keys[: kept.block_count], before)
+        assert torch.equal(kept.keys, before)
         assert wanted
 
 
