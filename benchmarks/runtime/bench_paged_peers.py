@@ -181,11 +181,15 @@ def by_caches(model: PreTrainedModel, text: Text, places: int) -> dict[str, Scor
                 model(text.history, **call)
         return cache, time.perf_counter() - began
 
+    # kvpress hands its arguments on by place, which only the attention of transformers takes.
+    before = model.config._attn_implementation
+    model.set_attn_implementation("sdpa")
     full, seconds = read()
     note("full cache", full, seconds)
     note("window with sinks", windowed(full, places), seconds)
     del full
     if importlib.util.find_spec("kvpress") is None:
+        model.set_attn_implementation(before)
         return found
     import kvpress  # an optional peer, not installed with the tests
 
@@ -197,6 +201,7 @@ def by_caches(model: PreTrainedModel, text: Text, places: int) -> dict[str, Scor
             print(f"kvpress {name} does not run here: {type(error).__name__}: {error}")
             continue
         note(f"kvpress {name}", cache, seconds)
+    model.set_attn_implementation(before)
     return found
 
 
