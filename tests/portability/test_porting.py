@@ -179,8 +179,8 @@ def test_ready_made_configuration_has_the_published_size(name, parameters):
     assert yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["parameters"] == parameters
 
 
-# Scaled rotary positions, layers without positions, absolute positions: 5 s of one core each.
-@pytest.mark.parametrize("name", ["llama-3.3-70b", "smollm3-3b", "gpt2"])
+# Scaled rotary positions; windows with soft caps; absolute positions. 6 s of one core each.
+@pytest.mark.parametrize("name", ["llama-3.3-70b", "gemma-2-9b", "gpt2"])
 def test_configuration_goes_to_a_card_by_one_command(name, tmp_path, capsys):
     from megacontext.cli.main import app
 
@@ -198,7 +198,7 @@ def test_configuration_goes_to_a_card_by_one_command(name, tmp_path, capsys):
 def test_twin_is_small_and_keeps_the_kinds(path):
     stored = yaml.safe_load(path.read_text())["config"]
     real, small = planned(path)[0], BaseShape.of(shrunk(stored))
-    assert parameter_count(shrunk(stored)) < 8_000_000
+    assert parameter_count(shrunk(stored)) < 12_000_000
     assert small.head_width == real.head_width
     assert (small.sliding_window > 0) == (real.sliding_window > 0)
     assert (small.experts > 0) == (real.experts > 0)
