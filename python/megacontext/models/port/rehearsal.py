@@ -65,8 +65,8 @@ def rehearse(
 def twin(stored: Mapping[str, Any]) -> Subject:
     """A small base of the architecture that `stored` (a configuration as written) describes."""
     config = shrunk(stored)
-    torch.manual_seed(5)
     with torch.random.fork_rng():
+        torch.manual_seed(5)
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False).float()
     model.generation_config.eos_token_id = 2
     return Subject(TransformersBase(model, TextTokenizer(_tokenizer()), "twin"), trained=False)
