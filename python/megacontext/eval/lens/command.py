@@ -14,6 +14,7 @@ import random
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -130,14 +131,15 @@ def gain_rows(
 
 
 def sample(held: StreamHistory, limit: int, seed: int) -> list[StreamQuestion]:
-    """Up to `limit` questions of each kind."""
+    """Up to `limit` questions of each kind, the kinds in turn: a part of them is of all kinds."""
     questions = list(held.stream.questions)
     random.Random(seed).shuffle(questions)
     taken: dict[str, list[StreamQuestion]] = defaultdict(list)
     for asked in questions:
         if len(taken[asked.kind]) < limit:
             taken[asked.kind].append(asked)
-    return [asked for kind in sorted(taken) for asked in taken[kind]]
+    rounds = zip_longest(*(taken[kind] for kind in sorted(taken)))
+    return [asked for round_ in rounds for asked in round_ if asked is not None]
 
 
 def gain_groups(
