@@ -72,17 +72,29 @@ class StoreHistory:
         return {partition: -(-count // K) for partition, count in self._token_counts.items()}
 
     def search(self, text: str, hit_count: int) -> Hits:
+        """Blocks by falling BM25 score. An unfinished block has, for each word in it, the score of
+        the best block for that word alone."""
         partitions, blocks, scores = self._store.search(text, hit_count)
-        tails = sorted(set().union(*(self._tail_words.get(w, ()) for w in _words(text))))
+        tails = self._tail_scores(text)
         if not tails:
             return Hits(partitions, blocks, scores)
-        best = float(scores[0]) if len(scores) else _UNSEEN_WORD_SCORE
         tail_blocks = [self._token_counts[partition] // K for partition in tails]
-        return Hits(
-            np.concatenate([np.array(tails, np.uint32), partitions]),
-            np.concatenate([np.array(tail_blocks, np.uint64), blocks]),
-            np.concatenate([np.full(len(tails), best, np.float32), scores]),
-        )
+        partitions = np.concatenate([np.array(list(tails), np.uint32), partitions])
+        blocks = np.concatenate([np.array(tail_blocks, np.uint64), blocks])
+        scores = np.concatenate([np.array(list(tails.values()), np.float32), scores])
+        order = np.argsort(-scores, kind="stable")[:hit_count]
+        return Hits(partitions[order], blocks[order], scores[order])
+
+    def _tail_scores(self, text: str) -> dict[int, float]:
+        found: dict[int, float] = defaultdict(float)
+        for word in dict.fromkeys(_WORD.findall(text.lower())):
+            tails = set().union(*(self._tail_words.get(form, ()) for form in _words(word)))
+            if not tails:
+                continue
+            best = self._store.search(word, 1)[2]
+            for partition in tails:
+                found[partition] += float(best[0]) if len(best) else _UNSEEN_WORD_SCORE
+        return dict(sorted(found.items()))
 
     def sketches(self, partition: int) -> NDArray[np.int8]:
         width = self._sketcher.width
