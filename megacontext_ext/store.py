@@ -80,7 +80,7 @@ class StoreOptions:
     unsealed_bytes: int = 64 << 20  # kept in memory and in the WAL until a checkpoint seals them
     close_wal_bytes: int = 1 << 20  # close() seals when the WAL is longer than this
     wal_first_file_bytes: int = 256 << 10  # the first WAL file; each new one doubles ...
-    wal_most_file_bytes: int = 8 << 20  # ... up to this
+    wal_most_file_bytes: int = 32 << 20  # ... up to this
     most_segments_per_family: int = 8  # more are merged at a checkpoint
     # auto: rows that the system has in memory are copied from the mapped file, others are read in
     # one batch; mapped: all are copied from the mapped file; direct: only the page cache below.

@@ -202,4 +202,8 @@ Result<std::vector<Change>> decode_record(Bytes bytes) {
   return changes;
 }
 
+bool is_close_record(Bytes bytes) {
+  return bytes.size() == 1 && bytes[0] == static_cast<std::byte>(ChangeKind::kCloseStore);
+}
+
 }  // namespace mc

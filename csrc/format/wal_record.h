@@ -104,5 +104,7 @@ class RecordParts {
 
 // The views in the changes point into `bytes`.
 Result<std::vector<Change>> decode_record(Bytes bytes);
+// Whether this is the record of a writer that left in good order.
+bool is_close_record(Bytes bytes);
 
 }  // namespace mc

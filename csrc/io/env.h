@@ -20,15 +20,18 @@ class ReadableFile {
   virtual uint64_t byte_count() const = 0;  // at the time of opening
   // Reads up to out.size() bytes; returns how many there were before the end of the file.
   virtual Result<size_t> read_at(uint64_t offset, MutableBytes out) const = 0;
-  // The same around the system's page cache where the file system can; offset, size and address
-  // must be multiples of kDirectAlign.
-  virtual Result<size_t> read_direct_at(uint64_t offset, MutableBytes out) const {
+  // The same for one of many reads all over the file: the system reads nothing ahead. `direct` goes
+  // around its page cache where the file system can; offset, size and address must then be
+  // multiples of kDirectAlign.
+  virtual Result<size_t> read_scattered_at(uint64_t offset, MutableBytes out, bool direct) const {
     return read_at(offset, out);
   }
   // For a BatchReader of the system: what to read from, or -1.
   virtual int descriptor(bool direct) const { return -1; }
   // Whether these bytes of the mapping can be touched without waiting for a disk.
   virtual bool is_resident(uint64_t offset, uint64_t count) const { return true; }
+  // Begins to bring these bytes of the mapping into memory; does not wait, and may do nothing.
+  virtual void will_need(uint64_t offset, uint64_t count) const {}
   // The whole file as memory, valid as long as this object. Only for files that no longer change.
   virtual Result<Bytes> map() = 0;
 };
@@ -42,6 +45,11 @@ class WritableFile {
   virtual Status write_parts_at(uint64_t offset, std::span<const Bytes> parts) = 0;
   Status write_at(uint64_t offset, Bytes bytes) { return write_parts_at(offset, {&bytes, 1}); }
   virtual Status sync() = 0;  // fdatasync: content is durable on return; the name may not be
+  // These bytes are durable on return; what was written before may not be.
+  virtual Status write_durably_at(uint64_t offset, Bytes bytes) {
+    MC_RETURN_IF_ERROR(write_at(offset, bytes));
+    return sync();
+  }
 };
 
 // Holds the exclusive lock of a store until destroyed.
@@ -53,6 +61,9 @@ class FileLock {
 enum class WriteMode : uint8_t {
   kTruncate,   // create, or empty what is there
   kOverwrite,  // the file exists and keeps its bytes
+  // The same around the system's page cache where the file system can: offsets, sizes and addresses
+  // must be multiples of kDirectAlign.
+  kDirect,
 };
 
 class Env {

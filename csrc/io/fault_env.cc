@@ -150,7 +150,7 @@ Result<std::unique_ptr<WritableFile>> FaultEnv::open_writable(const std::string&
                                                               WriteMode mode) {
   std::lock_guard guard(mutex_);
   auto found = live_names_.find(path);
-  if (found == live_names_.end() && mode == WriteMode::kOverwrite) {
+  if (found == live_names_.end() && mode != WriteMode::kTruncate) {
     return Status::not_found(str_cat(path, ": no such file"));
   }
   if (mode == WriteMode::kTruncate) {

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <chrono>
 #include <climits>
@@ -62,18 +63,21 @@ class PosixReadableFile final : public ReadableFile {
     return read(fd_.get(), offset, out);
   }
 
-  Result<size_t> read_direct_at(uint64_t offset, MutableBytes out) const override {
-    return read(descriptor(true), offset, out);
+  Result<size_t> read_scattered_at(uint64_t offset, MutableBytes out, bool direct) const override {
+    return read(descriptor(direct), offset, out);
   }
 
-  // O_DIRECT needs an open of its own. By this name also a file that was removed can be opened.
+  // O_DIRECT and the advice to read nothing ahead need opens of their own: mappings share the
+  // advice of the first. By this name also a file that was removed can be opened.
   int descriptor(bool direct) const override {
-    if (!direct) return fd_.get();
-    std::call_once(direct_opened_, [this] {
+    std::call_once(scattered_opened_[direct], [this, direct] {
       const std::string self = str_cat("/proc/self/fd/", fd_.get());
-      direct_fd_ = std::make_unique<Descriptor>(open_retrying(self, O_RDONLY | O_DIRECT));
+      const int fd = open_retrying(self, direct ? O_RDONLY | O_DIRECT : O_RDONLY);
+      if (fd >= 0 && !direct) (void)::posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM);
+      scattered_fds_[direct] = std::make_unique<Descriptor>(fd);
     });
-    return direct_fd_->get() >= 0 ? direct_fd_->get() : fd_.get();
+    const int fd = scattered_fds_[direct]->get();
+    return fd >= 0 ? fd : fd_.get();
   }
 
   bool is_resident(uint64_t offset, uint64_t count) const override {
@@ -90,6 +94,13 @@ class PosixReadableFile final : public ReadableFile {
       }
     }
     return true;
+  }
+
+  void will_need(uint64_t offset, uint64_t count) const override {
+    constexpr uint64_t kPage = 4096;
+    if (mapping_ == nullptr) return;
+    const uint64_t first = offset - offset % kPage;
+    ::madvise(static_cast<std::byte*>(mapping_) + first, offset + count - first, MADV_WILLNEED);
   }
 
   Result<Bytes> map() override {
@@ -120,23 +131,40 @@ class PosixReadableFile final : public ReadableFile {
   std::string path_;
   uint64_t byte_count_;
   void* mapping_ = nullptr;
-  mutable std::once_flag direct_opened_;
-  mutable std::unique_ptr<Descriptor> direct_fd_;
+  mutable std::array<std::once_flag, 2> scattered_opened_;  // [direct]
+  mutable std::array<std::unique_ptr<Descriptor>, 2> scattered_fds_;
 };
 
 class PosixWritableFile final : public WritableFile {
  public:
-  PosixWritableFile(int fd, std::string path) : fd_(fd), path_(std::move(path)) {}
+  PosixWritableFile(int fd, std::string path, bool direct)
+      : fd_(fd), path_(std::move(path)), direct_(direct) {}
 
   Status write_parts_at(uint64_t offset, std::span<const Bytes> parts) override {
+    return write(offset, parts, 0);
+  }
+
+  // One call to the system and, where the disk can, one to the disk.
+  Status write_durably_at(uint64_t offset, Bytes bytes) override {
+    return write(offset, {&bytes, 1}, RWF_DSYNC);
+  }
+
+  Status sync() override {
+    // No retry: after a failed fdatasync the kernel may have dropped the dirty pages.
+    if (::fdatasync(fd_.get()) != 0) return errno_status("fdatasync", path_);
+    return Status::ok();
+  }
+
+ private:
+  Status write(uint64_t offset, std::span<const Bytes> parts, int flags) {
     std::vector<iovec> vectors;
     for (Bytes part : parts) {
       if (!part.empty()) vectors.push_back({const_cast<std::byte*>(part.data()), part.size()});
     }
     for (size_t at = 0; at < vectors.size();) {
       const int count = static_cast<int>(std::min<size_t>(vectors.size() - at, IOV_MAX));
-      ssize_t put = ::pwritev(fd_.get(), &vectors[at], count, static_cast<off_t>(offset));
-      if (put < 0 && errno == EINTR) continue;
+      ssize_t put = ::pwritev2(fd_.get(), &vectors[at], count, static_cast<off_t>(offset), flags);
+      if (put < 0 && (errno == EINTR || (errno == EINVAL && leave_direct()))) continue;
       if (put < 0) return errno_status("pwritev", path_);
       offset += static_cast<uint64_t>(put);
       for (; at < vectors.size() && static_cast<size_t>(put) >= vectors[at].iov_len; ++at) {
@@ -150,15 +178,17 @@ class PosixWritableFile final : public WritableFile {
     return Status::ok();
   }
 
-  Status sync() override {
-    // No retry: after a failed fdatasync the kernel may have dropped the dirty pages.
-    if (::fdatasync(fd_.get()) != 0) return errno_status("fdatasync", path_);
-    return Status::ok();
+  // Some file systems open a file for direct writes and then refuse them.
+  bool leave_direct() {
+    if (!direct_) return false;
+    direct_ = false;
+    const int flags = ::fcntl(fd_.get(), F_GETFL);
+    return flags >= 0 && ::fcntl(fd_.get(), F_SETFL, flags & ~O_DIRECT) == 0;
   }
 
- private:
   Descriptor fd_;
   std::string path_;
+  bool direct_;
 };
 
 class PosixFileLock final : public FileLock {
@@ -186,10 +216,15 @@ class PosixEnv final : public Env {
 
   Result<std::unique_ptr<WritableFile>> open_writable(const std::string& path,
                                                       WriteMode mode) override {
-    const int flags = mode == WriteMode::kTruncate ? O_CREAT | O_TRUNC : 0;
-    const int fd = open_retrying(path, O_WRONLY | flags);
+    const int flags = O_WRONLY | (mode == WriteMode::kTruncate ? O_CREAT | O_TRUNC : 0);
+    bool direct = mode == WriteMode::kDirect;
+    int fd = open_retrying(path, direct ? flags | O_DIRECT : flags);
+    if (fd < 0 && direct && errno == EINVAL) {  // tmpfs, before Linux 6.6
+      direct = false;
+      fd = open_retrying(path, flags);
+    }
     if (fd < 0) return errno_status("open", path);
-    return std::unique_ptr<WritableFile>(new PosixWritableFile(fd, path));
+    return std::unique_ptr<WritableFile>(new PosixWritableFile(fd, path, direct));
   }
 
   Result<std::unique_ptr<BatchReader>> batch_reader(const BatchOptions& options) override {

@@ -12,8 +12,7 @@ namespace mc {
 namespace {
 
 void read_one(BatchRead& read, bool direct) {
-  auto got = direct ? read.file->read_direct_at(read.offset, read.out)
-                    : read.file->read_at(read.offset, read.out);
+  auto got = read.file->read_scattered_at(read.offset, read.out, direct);
   read.status = got.status();
   read.byte_count = got.is_ok() ? got.value() : 0;
 }

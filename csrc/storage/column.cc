@@ -10,7 +10,7 @@ namespace mc {
 namespace {
 
 constexpr uint64_t kLeastExtentBytes = 256;
-constexpr uint64_t kMostExtentBytes = 1 << 20;
+constexpr uint64_t kMostExtentBytes = BlockPool::kBlockBytes;
 
 Run cut(const Run& run, uint64_t first, uint64_t end, uint32_t row_bytes) {
   Run part = run;
@@ -66,11 +66,10 @@ void Column::append(const std::byte* rows, uint64_t count, uint32_t row_bytes) {
       tail_ = std::make_shared<Extent>(capacity * row_bytes);
       tail_first_ = row_count_;
       tail_end_ = row_count_ + capacity;
-      place(own_runs(), {tail_first_, tail_end_, tail_->bytes.get(), nullptr, tail_}, row_bytes);
+      place(own_runs(), {tail_first_, tail_end_, tail_->bytes(), nullptr, tail_}, row_bytes);
     }
     const uint64_t take = std::min(count, tail_end_ - row_count_);
-    std::memcpy(tail_->bytes.get() + (row_count_ - tail_first_) * row_bytes, rows,
-                take * row_bytes);
+    std::memcpy(tail_->bytes() + (row_count_ - tail_first_) * row_bytes, rows, take * row_bytes);
     row_count_ += take;
     rows += take * row_bytes;
     count -= take;
@@ -81,11 +80,11 @@ void Column::overwrite(uint64_t first, const std::byte* rows, uint64_t count, ui
   MC_ASSERT(first + count <= row_count_);
   if (count == 0) return;
   auto extent = std::make_shared<Extent>(count * row_bytes);
-  std::memcpy(extent->bytes.get(), rows, count * row_bytes);
+  std::memcpy(extent->bytes(), rows, count * row_bytes);
   RunList& runs = own_runs();
   if (!runs.empty()) runs.back().end = std::min(runs.back().end, row_count_);
   drop_tail();
-  place(runs, {first, first + count, extent->bytes.get(), nullptr, extent}, row_bytes);
+  place(runs, {first, first + count, extent->bytes(), nullptr, extent}, row_bytes);
 }
 
 void Column::attach(std::shared_ptr<const Segment> segment, const RunEntry& run,

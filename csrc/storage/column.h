@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "base/block_pool.h"
 #include "base/bytes.h"
 #include "base/status.h"
 #include "storage/segment.h"
@@ -18,8 +19,15 @@ struct PagePiece;
 
 // Rows in memory. Written once, front to back, never moved.
 struct Extent {
-  explicit Extent(uint64_t byte_count) : bytes(new std::byte[byte_count]) {}
-  std::unique_ptr<std::byte[]> bytes;
+  explicit Extent(uint64_t byte_count)
+      : block(byte_count > BlockPool::kBlockBytes / 2 && byte_count <= BlockPool::kBlockBytes
+                  ? BlockPool::shared().take()
+                  : nullptr),
+        own(block == nullptr ? new std::byte[byte_count] : nullptr) {}
+  std::byte* bytes() const { return block != nullptr ? block.get() : own.get(); }
+
+  const BlockPool::Block block;
+  const std::unique_ptr<std::byte[]> own;
 };
 
 // Consecutive rows that lie side by side. Exactly one of `segment` and `extent` is set.

@@ -131,6 +131,7 @@ Status ReadPath::read_from_disk(const std::vector<PagePiece>& pieces, MutableByt
   const PagePiece* const end = pieces.data() + pieces.size();
   for (const PagePiece* at = pieces.data(); at != end;) {
     const Segment& segment = *at->segment;
+    segment.want_checksums();
     const uint64_t page_bytes = segment.header().page_bytes;
     if (page_bytes > kScratchBytes) {
       return Status::unsupported(

@@ -63,6 +63,7 @@ Status Segment::verify(const std::byte* start, uint64_t byte_count) const {
     std::atomic<uint64_t>& word = verified_[page / 64];
     const uint64_t bit = uint64_t{1} << (page % 64);
     if (word.load(std::memory_order_relaxed) & bit) continue;
+    want_checksums();
     MC_RETURN_IF_ERROR(verify_page(page));
     word.fetch_or(bit, std::memory_order_relaxed);
   }

@@ -51,6 +51,12 @@ class Segment {
     const auto offset = static_cast<uint64_t>(start - rows_);
     return file_->is_resident(header_.data_offset + offset, byte_count);
   }
+  // Begins to read the table of checksums, once: otherwise each piece of it is a wait of its own
+  // when the first pages are checked.
+  void want_checksums() const {
+    if (wants_checksums_.exchange(true, std::memory_order_relaxed)) return;
+    file_->will_need(header_.checksums_offset, header_.page_count() * sizeof(uint32_t));
+  }
   // Checks a copy of one page that was not read through the mapping.
   Status verify_copy(uint64_t page, Bytes bytes) const;
   // Checks the pages under these bytes (at least one) unless that was done before.
@@ -71,6 +77,7 @@ class Segment {
   const std::byte* checksums_ = nullptr;
   uint32_t page_shift_ = 0;
   mutable std::vector<std::atomic<uint64_t>> verified_;  // a bit a page
+  mutable std::atomic<bool> wants_checksums_{false};
 };
 
 }  // namespace mc

@@ -257,18 +257,18 @@ Status Store::commit() {
 // The first of the threads that meet in commit() syncs for all of them; whoever comes while the
 // disk works waits for the next sync.
 Status Store::sync_for_all(std::unique_lock<std::mutex>& writer) {
-  MC_ASSIGN_OR_RETURN(const WalWriter::PendingSync pending, wal_->begin_sync());
+  WalWriter::PendingSync pending = wal_->begin_sync();
   if (pending.file == nullptr) return Status::ok();
   sync_running_ = true;
   writer.unlock();
   Status status;
   {
     const LatencyTimer timer(metrics_->sync_latency_us);
-    status = pending.file->sync();
+    status = pending.run();
   }
   writer.lock();
   sync_running_ = false;
-  if (status.is_ok()) wal_->end_sync(pending);
+  if (status.is_ok()) wal_->end_sync(std::move(pending));
   if (!status.is_ok() && failure_.is_ok()) failure_ = status;  // before the others wake
   sync_done_.notify_all();
   return status;
@@ -288,7 +288,7 @@ Status Store::close() {
     const bool changed = wal_->next_sequence() != manifest_.wal_sequence;
     if (wal_->replay_bytes() >= options_.close_wal_bytes) {
       status = checkpoint_locked();
-    } else if (changed && wal_->byte_count() + wal_->buffered_bytes() > 0) {
+    } else if (changed && wal_->byte_count() > 0) {
       // Tells recovery that everything before was acknowledged, so a lost frame is noticed.
       status = failed(wal_->sync());
       if (status.is_ok()) status = failed(wal_->append(RecordParts({CloseStore{}})));

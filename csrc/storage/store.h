@@ -32,7 +32,7 @@ struct StoreOptions {
       1 << 20;                 // close() seals when the WAL is longer: the next open is quick
   uint32_t page_bytes = 4096;  // unit of checksums in segments
   uint64_t wal_first_file_bytes = 256 << 10;
-  uint64_t wal_most_file_bytes = 8 << 20;
+  uint64_t wal_most_file_bytes = 32 << 20;
   size_t most_segments_per_family = 8;  // more are merged at a checkpoint
   ReadOptions reads = {};
 };

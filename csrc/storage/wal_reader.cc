@@ -1,6 +1,8 @@
 #include "storage/wal_reader.h"
 
+#include <algorithm>
 #include <cstring>
+#include <memory>
 #include <optional>
 
 #include "base/str_cat.h"
@@ -9,10 +11,25 @@
 namespace mc {
 namespace {
 
+constexpr uint64_t kPieceBytes = 1 << 20;
+
+// Read as far as someone looked: a file is large, and most of it may be old.
 struct WalFile {
   std::string path;
+  std::unique_ptr<ReadableFile> file;
   std::vector<std::byte> bytes;
   WalFileHeader header;
+
+  // Afterwards `bytes` reaches to `end`, or to the end of the file.
+  Status read_to(uint64_t end) {
+    const uint64_t have = bytes.size();
+    end = std::min(file->byte_count(), std::max(end, have + kPieceBytes));
+    if (end <= have) return Status::ok();
+    bytes.resize(end);
+    MC_ASSIGN_OR_RETURN(const size_t got, file->read_at(have, MutableBytes(bytes).subspan(have)));
+    bytes.resize(have + got);
+    return Status::ok();
+  }
 };
 
 class Replayer {
@@ -25,11 +42,13 @@ class Replayer {
 
   Result<WalReplay> run() {
     while (true) {
-      MC_ASSIGN_OR_RETURN(const auto file, load_next());
+      MC_ASSIGN_OR_RETURN(auto file, load_next());
       if (!file) return std::move(replay_);
       replay_.numbers.push_back(replay_.next.number++);
+      closed_ = false;
       MC_ASSIGN_OR_RETURN(const uint64_t end, read_frames(*file));
-      MC_RETURN_IF_ERROR(require_unproven(*file, end));
+      // A writer that left in good order left nothing behind.
+      if (!closed_) MC_RETURN_IF_ERROR(require_unproven(*file, end));
     }
   }
 
@@ -43,9 +62,8 @@ class Replayer {
       if (opened.status().code() == StatusCode::kNotFound) return std::optional<WalFile>();
       return opened.status();
     }
-    file.bytes.resize(opened.value()->byte_count());
-    MC_ASSIGN_OR_RETURN(const size_t got, opened.value()->read_at(0, file.bytes));
-    file.bytes.resize(got);
+    file.file = std::move(opened).value();
+    MC_RETURN_IF_ERROR(file.read_to(kPieceBytes));
     auto header = decode_wal_file_header(file.bytes);
     if (!header.is_ok()) {
       std::string message = str_cat(file.path, ":", header.status().message());
@@ -65,9 +83,9 @@ class Replayer {
       return Status::corruption(str_cat(file.path, ":16: expected WAL file ", replay_.next.number,
                                         " of this store, got ", header.number));
     }
-    if (header.file_bytes != file.bytes.size()) {
+    if (header.file_bytes != file.file->byte_count()) {
       return Status::corruption(str_cat(file.path, ":32: expected ", header.file_bytes,
-                                        " bytes, got ", file.bytes.size()));
+                                        " bytes, got ", file.file->byte_count()));
     }
     if (header.first_sequence != replay_.next.sequence) {
       return Status::corruption(str_cat(file.path, ":24: expected first_sequence ",
@@ -78,14 +96,15 @@ class Replayer {
   }
 
   // Returns the offset where the live frames end.
-  Result<uint64_t> read_frames(const WalFile& file) {
-    const Bytes bytes = file.bytes;
+  Result<uint64_t> read_frames(WalFile& file) {
     uint64_t at = sizeof(WalFileHeader);
-    while (at + kLeastFrameBytes <= bytes.size()) {
-      const auto frame = decode_wal_frame(bytes.subspan(at), file.header.salt);
+    while (at + kLeastFrameBytes <= file.header.file_bytes) {
+      MC_RETURN_IF_ERROR(require_read(file, at));
+      const auto frame = decode_wal_frame(Bytes(file.bytes).subspan(at), file.header.salt);
       if (!frame || frame->sequence != replay_.next.sequence) break;
       ++replay_.next.sequence;
-      const Bytes payload = bytes.subspan(at + sizeof(WalFrameHeader), frame->payload_bytes);
+      const Bytes payload =
+          Bytes(file.bytes).subspan(at + sizeof(WalFrameHeader), frame->payload_bytes);
       Status taken = take_frame(*frame, payload);
       if (taken.code() == StatusCode::kCorruption) {
         return Status::corruption(str_cat(file.path, ":", at, ": ", taken.message()));
@@ -94,6 +113,21 @@ class Replayer {
       at += frame_bytes(*frame);
     }
     return at;
+  }
+
+  // The frame that may begin at `at` is in memory, whatever length it claims.
+  static Status require_read(WalFile& file, uint64_t at) {
+    WalFrameHeader frame;
+    if (at + sizeof(frame) > file.bytes.size()) {
+      MC_RETURN_IF_ERROR(file.read_to(at + sizeof(frame)));
+    }
+    if (at + sizeof(frame) > file.bytes.size()) {
+      return Status::corruption(str_cat(file.path, ":", at, ": the file ended while it was read"));
+    }
+    std::memcpy(&frame, file.bytes.data() + at, sizeof(frame));
+    if (frame.salt != file.header.salt) return Status::ok();  // not a frame of this log
+    const uint64_t end = at + frame_bytes(frame);
+    return end <= file.bytes.size() ? Status::ok() : file.read_to(end);
   }
 
   Status take_frame(const WalFrameHeader& frame, Bytes payload) {
@@ -105,13 +139,15 @@ class Replayer {
     pending_.insert(pending_.end(), payload.begin(), payload.end());
     if (!(frame.flags & kLastFrame)) return Status::ok();
     in_record_ = false;
+    closed_ = is_close_record(pending_);
     replay_.byte_count += pending_.size();
     return apply_(pending_);
   }
 
   // Fails when a frame at or after `end` says that the one expected there had been synced.
-  Status require_unproven(const WalFile& file, uint64_t end) const {
+  Status require_unproven(WalFile& file, uint64_t end) const {
     const uint64_t lost = replay_.next.sequence;
+    MC_RETURN_IF_ERROR(file.read_to(file.header.file_bytes));
     const Bytes bytes = file.bytes;
     for (uint64_t at = end; at + kLeastFrameBytes <= bytes.size(); at += kFrameAlign) {
       WalFrameHeader frame;
@@ -131,6 +167,7 @@ class Replayer {
   WalReplay replay_;
   std::vector<std::byte> pending_;
   bool in_record_ = false;
+  bool closed_ = false;  // the last record of this file says so
 };
 
 }  // namespace

@@ -2,16 +2,17 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
+#include <bit>
+#include <utility>
 
 #include "format/file_names.h"
 
 namespace mc {
 namespace {
 
-constexpr size_t kFlushBytes = 256 << 10;
-constexpr uint64_t kDirectBytes = 32 << 10;  // frames of this size and more are not buffered
 constexpr uint64_t kZeroBytes = 1 << 20;
+// A file has room for some records like the one that begins it.
+constexpr uint64_t kRecordsPerFile = 8;
 
 // The views that make up record[from, from + count).
 std::vector<Bytes> cut(const RecordParts& record, uint64_t from, uint64_t count) {
@@ -30,12 +31,6 @@ std::vector<Bytes> cut(const RecordParts& record, uint64_t from, uint64_t count)
 
 }  // namespace
 
-Status LogFile::sync() {
-  std::lock_guard guard(mutex_);
-  if (status_.is_ok()) status_ = file_->sync();
-  return status_;
-}
-
 std::string WalWriter::path_of(uint64_t number) const {
   return join_path(options_.directory, wal_file_name(number));
 }
@@ -44,7 +39,7 @@ Status WalWriter::append(const RecordParts& record) {
   uint64_t done = 0;
   while (done < record.byte_count()) {
     if (file_ == nullptr || header_.file_bytes - end_ < kLeastFrameBytes) {
-      MC_RETURN_IF_ERROR(start_file());
+      MC_RETURN_IF_ERROR(start_file(record.byte_count()));
     }
     const uint64_t room = header_.file_bytes - end_ - sizeof(WalFrameHeader);
     const uint64_t payload = std::min(record.byte_count() - done, room - room % kFrameAlign);
@@ -53,7 +48,7 @@ Status WalWriter::append(const RecordParts& record) {
     MC_RETURN_IF_ERROR(append_frame(flags, cut(record, done, payload), payload));
     done += payload;
   }
-  return buffer_.size() >= kFlushBytes ? flush() : Status::ok();
+  return Status::ok();
 }
 
 Status WalWriter::append_frame(uint8_t flags, std::vector<Bytes> pieces, uint64_t payload_bytes) {
@@ -68,49 +63,63 @@ Status WalWriter::append_frame(uint8_t flags, std::vector<Bytes> pieces, uint64_
   frame.crc = frame_crc(frame, pieces);
   pieces.insert(pieces.begin(), bytes_of_struct(frame));
   end_ += frame_bytes(frame);
-  if (payload_bytes < kDirectBytes) {
-    for (Bytes piece : pieces) buffer_.insert(buffer_.end(), piece.begin(), piece.end());
-    return Status::ok();
-  }
-  // Large rows go from the caller's memory to the system, behind what is buffered.
-  pieces.insert(pieces.begin(), buffer_);
-  return write_out(pieces);
+  byte_count_ += frame_bytes(frame);
+  replay_bytes_ += frame_bytes(frame);
+  for (Bytes piece : pieces) MC_RETURN_IF_ERROR(put(piece));
+  return Status::ok();
 }
 
-Status WalWriter::write_out(std::span<const Bytes> pieces) {
-  MC_RETURN_IF_ERROR(file_->write_parts_at(buffer_offset_, pieces));
-  uint64_t written = 0;
-  for (Bytes piece : pieces) written += piece.size();
-  buffer_offset_ += written;
-  byte_count_ += written;
-  replay_bytes_ += written;
-  buffer_.clear();
+Status WalWriter::put(Bytes piece) {
+  while (!piece.empty()) {
+    if (buffer_.room() == 0) MC_RETURN_IF_ERROR(flush());
+    const Bytes part = piece.first(std::min(piece.size(), buffer_.room()));
+    buffer_.append(part);
+    unwritten_ = true;
+    piece = piece.subspan(part.size());
+  }
   return Status::ok();
+}
+
+// Everything in the buffer, in whole blocks; the last one stays as well when it is not full.
+WalWriter::PendingSync WalWriter::hand_over(bool durably) {
+  PendingSync pending{file_, file_->take_turn(), buffer_offset_, {}, durably, next_.sequence};
+  if (!unwritten_) return pending;
+  const uint64_t used = buffer_.size(), kept = used % kDirectAlign;
+  spare_buffer_.clear();
+  spare_buffer_.append(buffer_.bytes().last(kept));
+  const uint64_t room = header_.file_bytes - buffer_offset_;
+  buffer_.append_zeros(std::min(round_up(used, kDirectAlign), room) - used);
+  pending.bytes = std::exchange(buffer_, std::exchange(spare_buffer_, {}));
+  buffer_offset_ += used - kept;
+  unwritten_ = false;
+  return pending;
 }
 
 Status WalWriter::flush() {
-  if (buffer_.empty()) return Status::ok();
-  const Bytes buffered = buffer_;
-  return write_out({&buffered, 1});
-}
-
-Status WalWriter::sync() {
-  MC_ASSIGN_OR_RETURN(const PendingSync pending, begin_sync());
-  if (pending.file == nullptr) return Status::ok();
-  MC_RETURN_IF_ERROR(pending.file->sync());
-  end_sync(pending);
+  if (!unwritten_) return Status::ok();
+  PendingSync pending = hand_over(false);
+  MC_RETURN_IF_ERROR(pending.run());
+  spare_buffer_ = std::move(pending.bytes);
   return Status::ok();
 }
 
-Result<WalWriter::PendingSync> WalWriter::begin_sync() {
-  MC_RETURN_IF_ERROR(flush());
-  if (durable_ == next_.sequence) return PendingSync{};
-  return PendingSync{file_, next_.sequence};
+Status WalWriter::sync() {
+  PendingSync pending = begin_sync();
+  if (pending.file == nullptr) return Status::ok();
+  MC_RETURN_IF_ERROR(pending.run());
+  end_sync(std::move(pending));
+  return Status::ok();
 }
 
-void WalWriter::end_sync(const PendingSync& synced) {
+WalWriter::PendingSync WalWriter::begin_sync() {
+  if (durable_ == next_.sequence) return PendingSync{};
+  return hand_over(true);
+}
+
+void WalWriter::end_sync(PendingSync synced) {
   ++sync_count_;
   durable_ = std::max(durable_, synced.sequence);
+  spare_buffer_ = std::move(synced.bytes);
 }
 
 Result<WalPosition> WalWriter::finish_file() {
@@ -121,7 +130,7 @@ Result<WalPosition> WalWriter::finish_file() {
 
 // A file gets its name only when it is whole and durable, so whatever bears the name of a live
 // file and is not whole was damaged.
-Status WalWriter::start_file() {
+Status WalWriter::start_file(uint64_t record_bytes) {
   MC_RETURN_IF_ERROR(finish_file().status());
   header_ = WalFileHeader{};
   header_.salt = static_cast<uint32_t>(env_->random_u64());
@@ -131,33 +140,31 @@ Status WalWriter::start_file() {
   std::string path;
   if (spares_.empty()) {
     path = join_path(options_.directory, kNewWalName);
-    MC_RETURN_IF_ERROR(create_file(path));
+    MC_RETURN_IF_ERROR(create_file(path, record_bytes));
   } else {
     path = path_of(spares_.back());
     MC_RETURN_IF_ERROR(recycle_file(path));
     spares_.pop_back();
   }
-  MC_RETURN_IF_ERROR(file_->sync());
+  MC_RETURN_IF_ERROR(write_header());
   MC_RETURN_IF_ERROR(env_->rename(path, path_of(next_.number)));
   MC_RETURN_IF_ERROR(env_->sync_directory(options_.directory));
   live_.push_back(next_.number++);
-  end_ = buffer_offset_ = sizeof(WalFileHeader);
   return Status::ok();
 }
 
-Status WalWriter::create_file(const std::string& path) {
-  header_.file_bytes = options_.first_file_bytes;
-  options_.first_file_bytes = std::min(2 * options_.first_file_bytes, options_.most_file_bytes);
-  header_ = seal(header_);
-  MC_ASSIGN_OR_RETURN(auto opened, env_->open_writable(path, WriteMode::kTruncate));
-  file_ = std::make_shared<LogFile>(std::move(opened));
-  std::vector<std::byte> zeros(std::min(kZeroBytes, header_.file_bytes));
-  std::memcpy(zeros.data(), &header_, sizeof(header_));
+Status WalWriter::create_file(const std::string& path, uint64_t record_bytes) {
+  const uint64_t wanted =
+      std::max(options_.first_file_bytes, std::bit_ceil(kRecordsPerFile * record_bytes));
+  header_.file_bytes = std::min(wanted, options_.most_file_bytes);
+  options_.first_file_bytes = std::min(2 * header_.file_bytes, options_.most_file_bytes);
+  MC_RETURN_IF_ERROR(env_->open_writable(path, WriteMode::kTruncate).status());
+  MC_RETURN_IF_ERROR(open_file(path));
+  AlignedBuffer zeros;
+  zeros.append_zeros(std::min(kZeroBytes, header_.file_bytes));
   for (uint64_t offset = 0; offset < header_.file_bytes; offset += zeros.size()) {
     const uint64_t count = std::min<uint64_t>(zeros.size(), header_.file_bytes - offset);
-    const Bytes part = Bytes(zeros).first(count);
-    MC_RETURN_IF_ERROR(file_->write_parts_at(offset, {&part, 1}));
-    if (offset == 0) std::memset(zeros.data(), 0, sizeof(header_));
+    MC_RETURN_IF_ERROR(file_->write(file_->take_turn(), offset, zeros.bytes().first(count), false));
   }
   return Status::ok();
 }
@@ -166,11 +173,29 @@ Status WalWriter::create_file(const std::string& path) {
 Status WalWriter::recycle_file(const std::string& path) {
   MC_ASSIGN_OR_RETURN(const auto old, env_->open_readable(path));
   header_.file_bytes = old->byte_count();
-  header_ = seal(header_);
-  MC_ASSIGN_OR_RETURN(auto opened, env_->open_writable(path, WriteMode::kOverwrite));
+  return open_file(path);
+}
+
+Status WalWriter::open_file(const std::string& path) {
+  const bool whole_blocks = header_.file_bytes % kDirectAlign == 0;
+  MC_ASSIGN_OR_RETURN(auto opened, env_->open_writable(path, whole_blocks ? WriteMode::kDirect
+                                                                          : WriteMode::kOverwrite));
   file_ = std::make_shared<LogFile>(std::move(opened));
-  const Bytes header = bytes_of_struct(header_);
-  return file_->write_parts_at(0, {&header, 1});
+  return Status::ok();
+}
+
+// The header's block, and with it all of the file, is durable on return.
+Status WalWriter::write_header() {
+  header_ = seal(header_);
+  buffer_.clear();
+  buffer_.append(bytes_of_struct(header_));
+  buffer_offset_ = 0;
+  end_ = sizeof(header_);
+  unwritten_ = true;
+  PendingSync pending = hand_over(true);
+  MC_RETURN_IF_ERROR(pending.run());
+  spare_buffer_ = std::move(pending.bytes);
+  return Status::ok();
 }
 
 Status WalWriter::retire_before(uint64_t number) {

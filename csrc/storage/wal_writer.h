@@ -1,16 +1,17 @@
-// WalWriter: appends records to the write-ahead log. Files are pre-written and recycled, so a
-// commit is one fdatasync of bytes that already have their place on the disk and no journal
-// commit of the file system. Not thread safe: Store guards it.
+// WalWriter: appends records to the write-ahead log. Files are pre-written and recycled, and blocks
+// go around the page cache, so a commit is one durable write of bytes that already have their place
+// on the disk, and no journal commit of the file system. The last block of a commit is written
+// again with what comes behind it; its first bytes stay the same, so a torn write loses nothing.
+// Not thread safe: Store guards it.
 #pragma once
 
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
 #include "format/wal_frame.h"
 #include "format/wal_record.h"
-#include "io/env.h"
+#include "storage/log_file.h"
 
 namespace mc {
 
@@ -18,8 +19,8 @@ struct WalOptions {
   std::string directory;
   StoreId store_id{};
   uint64_t first_file_bytes = 256 << 10;  // the first file; each new one doubles ...
-  uint64_t most_file_bytes = 8 << 20;     // ... up to this
-  size_t most_spare_files = 8;            // kept to be recycled
+  uint64_t most_file_bytes = 32 << 20;    // ... up to this
+  size_t most_spare_files = 3;            // kept to be recycled
 };
 
 // Where the next frame goes: a manifest that names it has everything before it.
@@ -28,28 +29,19 @@ struct WalPosition {
   uint64_t sequence = 1;  // of the frame
 };
 
-// A log file that may be synced by one thread while another writes to it. After a failed sync
-// every later one fails: the system reports lost pages once only.
-class LogFile {
- public:
-  explicit LogFile(std::unique_ptr<WritableFile> file) : file_(std::move(file)) {}
-  Status write_parts_at(uint64_t offset, std::span<const Bytes> parts) {
-    return file_->write_parts_at(offset, parts);
-  }
-  Status sync();
-
- private:
-  std::unique_ptr<WritableFile> file_;
-  std::mutex mutex_;
-  Status status_;  // of the syncs so far
-};
-
 class WalWriter {
  public:
-  // What a sync outside the owner's lock needs. `file` is null when nothing has to be synced.
+  // A write outside the owner's lock: run() it, then end_sync(). `file` is null when there is
+  // nothing to do.
   struct PendingSync {
     std::shared_ptr<LogFile> file;
-    uint64_t sequence = 0;  // durable once `file` is synced
+    uint64_t turn = 0;
+    uint64_t offset = 0;
+    AlignedBuffer bytes;
+    bool durably = true;
+    uint64_t sequence = 0;  // durable afterwards
+
+    Status run() const { return file->write(turn, offset, bytes.bytes(), durably); }
   };
 
   // Everything before `next` is durable. No file is touched before the first append.
@@ -60,18 +52,17 @@ class WalWriter {
   Status append(const RecordParts& record);
   Status flush();  // the buffer reaches the operating system
   Status sync();   // and the disk
-  // The same in two steps, so that appends go on while the disk works: sync the file in between.
-  Result<PendingSync> begin_sync();
-  void end_sync(const PendingSync& synced);
+  // The same in two steps, so that appends go on while the disk works: run() in between.
+  PendingSync begin_sync();
+  void end_sync(PendingSync synced);
 
   // Makes everything durable and lets the next append begin a new file.
   Result<WalPosition> finish_file();
 
   uint64_t next_sequence() const { return next_.sequence; }
   uint64_t durable_sequence() const { return durable_; }
-  uint64_t byte_count() const { return byte_count_; }  // written by this writer
-  uint64_t buffered_bytes() const { return buffer_.size(); }
-  uint64_t replay_bytes() const { return replay_bytes_ + buffer_.size(); }  // since retire_before
+  uint64_t byte_count() const { return byte_count_; }      // of frames, by this writer
+  uint64_t replay_bytes() const { return replay_bytes_; }  // the same since retire_before
   uint64_t sync_count() const { return sync_count_; }
   uint64_t file_count() const { return inherited_.size() + live_.size(); }
 
@@ -86,11 +77,14 @@ class WalWriter {
   Status remove_spares(size_t kept);
 
  private:
-  Status start_file();
-  Status create_file(const std::string& path);
+  Status start_file(uint64_t record_bytes);
+  Status create_file(const std::string& path, uint64_t record_bytes);
   Status recycle_file(const std::string& path);
+  Status open_file(const std::string& path);
+  Status write_header();
   Status append_frame(uint8_t flags, std::vector<Bytes> pieces, uint64_t payload_bytes);
-  Status write_out(std::span<const Bytes> pieces);
+  Status put(Bytes piece);
+  PendingSync hand_over(bool durably);
   std::string path_of(uint64_t number) const;
 
   Env* env_;
@@ -99,9 +93,12 @@ class WalWriter {
   uint64_t durable_;
   std::shared_ptr<LogFile> file_;
   WalFileHeader header_;
-  uint64_t end_ = 0;            // of the frames in the file, buffered ones included
-  uint64_t buffer_offset_ = 0;  // of the buffer's first byte in the file
-  std::vector<std::byte> buffer_;
+  uint64_t end_ = 0;  // of the frames in the file, buffered ones included
+  uint64_t buffer_offset_ =
+      0;                  // of the buffer's first byte in the file, a multiple of kDirectAlign
+  AlignedBuffer buffer_;  // the block that is not full yet, then what was not written
+  AlignedBuffer spare_buffer_;
+  bool unwritten_ = false;                           // the buffer has something new
   std::vector<uint64_t> inherited_, live_, spares_;  // numbers, ascending
   uint64_t byte_count_ = 0;
   uint64_t replay_bytes_ = 0;

@@ -10,7 +10,7 @@ megacontext the product: `memory.ask`
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 
 import numpy as np
@@ -39,32 +39,27 @@ class Baselines:
         self._parts = memory._parts
         self._generation = generation
 
-    def plain(self, questions: Sequence[TextQuestion], tell: Tell) -> list[str]:
+    def plain(self, questions: Sequence[TextQuestion]) -> Iterator[str]:
         """Truncation. The prefix of all questions is the same, so its keys and values are
         reused."""
-        runner, answers = PromptRunner(self._base), []
+        runner = PromptRunner(self._base)
         longest = max(self._frame(question).places for question in questions)
         recent = self._last_tokens(self._memory.config.budget_places - longest)
         for question in questions:
             prompt = self._prompt(question, recent)
-            answers.append("".join(generate(runner, self._base, prompt, self._generation)))
-            tell()
-        return answers
+            yield "".join(generate(runner, self._base, prompt, self._generation))
 
-    def retrieval(self, questions: Sequence[TextQuestion], tell: Tell) -> list[str]:
+    def retrieval(self, questions: Sequence[TextQuestion]) -> Iterator[str]:
         """Fixed pieces by BM25 and sketch similarity, best first, until the budget is full.
 
         One by one: a left-padded batch of long prompts needs a dense mask, which costs more than
         it saves.
         """
-        answers = []
         for question in questions:
             room = self._memory.config.budget_places - self._frame(question).places
             count = room // (PIECE_BLOCKS * K + len(self._separator))
             prompt, runner = self._retrieved(question, count), PromptRunner(self._base)
-            answers.append("".join(generate(runner, self._base, prompt, self._generation)))
-            tell()
-        return answers
+            yield "".join(generate(runner, self._base, prompt, self._generation))
 
     def best_pieces(
         self, questions: Sequence[TextQuestion], tell: Tell, piece_count: int

@@ -17,6 +17,7 @@ from transformers.utils import logging
 from megacontext.models import attention
 from megacontext.models.base import BaseFacts, StepInput
 from megacontext.models.catalog import locate
+from megacontext.models.few_rows import fast_few_rows
 from megacontext.models.kv_cache import CACHE_ARGUMENT, GrowingCache
 from megacontext.models.tokenizer import TextTokenizer
 from megacontext_ext.errors import InvalidArgument
@@ -65,15 +66,16 @@ class TransformersBase:
         """
         if (step_input.tokens is None) == (step_input.rows is None):
             raise InvalidArgument("[step] exactly one of tokens and rows must be given")
-        output = self.model(
-            input_ids=_moved(step_input.tokens, self.device),
-            inputs_embeds=_moved(step_input.rows, self.device, self.facts.dtype),
-            position_ids=step_input.positions.to(self.device),
-            attention_mask=_moved(step_input.attend, self.device),
-            **{CACHE_ARGUMENT: cache},
-            use_cache=True,
-            logits_to_keep=keep_logits,
-        )
+        with fast_few_rows(step_input.positions.numel(), self.facts.dtype, self.device):
+            output = self.model(
+                input_ids=_moved(step_input.tokens, self.device),
+                inputs_embeds=_moved(step_input.rows, self.device, self.facts.dtype),
+                position_ids=step_input.positions.to(self.device),
+                attention_mask=_moved(step_input.attend, self.device),
+                **{CACHE_ARGUMENT: cache},
+                use_cache=True,
+                logits_to_keep=keep_logits,
+            )
         return output.logits.float()
 
 

@@ -3,6 +3,7 @@
 #include <cerrno>
 #include <cstdlib>
 
+#include "io/aligned_buffer.h"
 #include "io/env.h"
 
 namespace mc {
@@ -69,6 +70,38 @@ TEST_F(PosixEnv, modes_truncate_or_keep) {
   EXPECT_EQ(env_->open_readable(path("a")).value()->byte_count(), 0u);
   EXPECT_EQ(env_->open_writable(path("b"), WriteMode::kOverwrite).status().code(),
             StatusCode::kNotFound);
+}
+
+TEST_F(PosixEnv, direct_and_durable_writes_reach_readers) {
+  ASSERT_TRUE(env_->open_writable(path("log"), WriteMode::kTruncate).is_ok());
+  auto file = env_->open_writable(path("log"), WriteMode::kDirect);
+  ASSERT_TRUE(file.is_ok());
+  AlignedBuffer block;
+  block.append(bytes_of("first"));
+  block.append_zeros(kDirectAlign - block.size());
+  ASSERT_TRUE(file.value()->write_at(0, block.bytes()).is_ok());
+  ASSERT_TRUE(file.value()->write_durably_at(kDirectAlign, block.bytes()).is_ok());
+  ASSERT_TRUE(file.value()->sync().is_ok());
+  auto reader = env_->open_readable(path("log"));
+  ASSERT_TRUE(reader.is_ok());
+  ASSERT_EQ(reader.value()->byte_count(), 2 * kDirectAlign);
+  std::byte word[5];
+  for (const bool direct : {false, true}) {
+    AlignedBuffer got;
+    got.append_zeros(kDirectAlign);
+    const MutableBytes out(const_cast<std::byte*>(got.bytes().data()), got.size());
+    ASSERT_TRUE(reader.value()->read_scattered_at(kDirectAlign, out, direct).is_ok());
+    EXPECT_EQ(text_of(got.bytes().first(5)), "first");
+  }
+  ASSERT_TRUE(reader.value()->read_at(0, word).is_ok());
+  EXPECT_EQ(text_of(word), "first");
+}
+
+TEST_F(PosixEnv, a_file_system_that_refuses_an_unaligned_direct_write_gets_an_ordinary_one) {
+  ASSERT_TRUE(env_->open_writable(path("log"), WriteMode::kTruncate).is_ok());
+  auto file = env_->open_writable(path("log"), WriteMode::kDirect);
+  ASSERT_TRUE(file.value()->write_at(3, bytes_of("odd")).is_ok());
+  EXPECT_EQ(env_->open_readable(path("log")).value()->byte_count(), 6u);
 }
 
 TEST_F(PosixEnv, names_change_atomically_and_lists_are_sorted) {

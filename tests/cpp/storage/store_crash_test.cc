@@ -147,20 +147,24 @@ TEST(StoreCrash, what_a_killed_writer_left_unsynced_stays_once_it_was_shown) {
   FaultEnv env;
   // Leaked, as a killed process leaves it: its destructor would close it in good order.
   StoreOptions options;
-  options.wal_first_file_bytes = 1 << 20;
+  options.wal_first_file_bytes = 4 << 20;
   static Store* const killed = Store::create(&env, kPath, {}, options).value().release();
   ASSERT_TRUE(killed->add_partition("a", "{}").is_ok());
   ASSERT_TRUE(killed->commit().is_ok());
-  // More than the WAL buffers, so it was written without a sync.
-  ASSERT_TRUE(killed->append_tokens(0, std::vector<uint32_t>(100'000, 3)).is_ok());
+  // More than the WAL buffers, so some of it was written without a sync.
+  for (int i = 0; i < 8; ++i) {
+    ASSERT_TRUE(killed->append_tokens(0, std::vector<uint32_t>(100'000, 3)).is_ok());
+  }
   env.kill();
   auto store = Store::open(&env, kPath, {.read_only = false, .identity = {}, .options = options});
   ASSERT_TRUE(store.is_ok()) << store.status().to_string();
-  EXPECT_EQ(store.value()->token_count(0).value(), 100'000u);
+  const uint64_t shown = store.value()->token_count(0).value();
+  EXPECT_GT(shown, 0u);
+  EXPECT_LT(shown, 800'000u);
   const auto image = env.crash_image(CrashKind::kLost, 0);
   auto after = open_small(image.get());
   ASSERT_TRUE(after.is_ok()) << after.status().to_string();
-  EXPECT_EQ(after.value()->token_count(0).value(), 100'000u);
+  EXPECT_EQ(after.value()->token_count(0).value(), shown);
 }
 
 TEST(StoreCrash, a_failed_operation_makes_the_store_failed_until_it_is_opened_again) {

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from megacontext.demo.corpus import Document, load_corpus, sample_questions
 from megacontext.demo.facts import plant
-from megacontext.demo.run import METHODS, PLANTED_OF_EACH, READING_QUESTIONS, SEED, Outcome
+from megacontext.demo.run import (
+    METHODS,
+    PLANTED_OF_EACH,
+    READING_QUESTIONS,
+    SEED,
+    Outcome,
+    _ask_at_full_budget,
+)
 from megacontext.demo.scoring import is_right, normalised
 
 
@@ -71,7 +80,42 @@ def test_shares_of_the_ceiling(corpus):
     outcome = Outcome(questions, {"ceiling": [*right[:2], "no", "no"],
                                   "megacontext": [right[0], "no", "no", "no"]})  # fmt: skip
     assert outcome.over_ceiling("megacontext") == 0.5
+    assert outcome.cell("megacontext") == "1 of 4"
     assert set(METHODS) >= {"megacontext", "ceiling", "plain", "rag"}
     assert READING_QUESTIONS >= 30
     assert PLANTED_OF_EACH >= 3
     assert SEED
+
+
+def test_a_method_that_was_not_asked_everything_meets_the_ceiling_of_what_it_was_asked(corpus):
+    questions = sample_questions(corpus, 4, 1)
+    right = [question.answers[0] for question in questions]
+    outcome = Outcome(questions, {"ceiling": [*right[:2], "no", "no"],
+                                  "rag": [right[0], None, "no", None]})  # fmt: skip
+    assert outcome.asked("rag") == [0, 2]
+    assert outcome.cell("rag") == "1 of 2"
+    assert outcome.over_ceiling("rag") == 1.0
+
+
+class _SlowBaselines:
+    """Answers each question, and says how many it was asked."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def plain(self, questions):
+        for _ in questions:
+            self.asked += 1
+            yield "plain"
+
+    def retrieval(self, questions):
+        for _ in questions:
+            yield "rag"
+
+
+@pytest.mark.parametrize(("seconds_left", "asked"), [(-1.0, 12), (1000.0, 20)])
+def test_a_slow_machine_asks_a_sample_at_full_budget(corpus, seconds_left, asked):
+    outcome = Outcome(sample_questions(corpus, 20, 1))
+    baselines = _SlowBaselines()
+    _ask_at_full_budget(baselines, outcome, time.monotonic() + seconds_left, lambda: None)
+    assert baselines.asked == len(outcome.asked("rag")) == len(outcome.asked("plain")) == asked
