@@ -20,7 +20,7 @@ import psutil
 
 from benchmarks.harness import Bench, Case
 from megacontext import memory as memories
-from megacontext.config import GenerationConfig
+from megacontext.config import GenerationConfig, RuntimeConfig
 from megacontext.demo.corpus import Document, load_corpus
 from megacontext.demo.facts import plant
 from megacontext.demo.methods import Baselines
@@ -30,7 +30,8 @@ from megacontext.models import load
 TESTS = ["tests/python/test_memory.py"]
 
 HISTORIES_FULL = (200_000, 1_000_000)
-HISTORIES_SMOKE = (2_000, 4_000)
+HISTORIES_SMOKE = (1_000, 2_000)
+BUDGET_FULL, BUDGET_SMOKE = 2048, 256
 CHARS_PER_TOKEN = 4.5
 ONE_TOKEN = GenerationConfig(max_new_tokens=1)
 
@@ -40,12 +41,14 @@ def run(bench: Bench) -> None:
     bare = resident_bytes()
     histories = HISTORIES_SMOKE if bench.smoke else HISTORIES_FULL
     rounds = 1 if bench.smoke else 3
+    budget = BUDGET_SMOKE if bench.smoke else BUDGET_FULL
+    config = RuntimeConfig(budget_places=budget)
     first: dict[int, list[float]] = {}
     plain: list[float] = []
     for token_count in histories:
         with (
             tempfile.TemporaryDirectory() as folder,
-            memories.open(Path(folder) / "m", base) as memory,
+            memories.open(Path(folder) / "m", base, config=config) as memory,
         ):
             questions = fill(bench, memory, token_count)
             for _ in range(rounds):
@@ -54,14 +57,14 @@ def run(bench: Bench) -> None:
                 )
                 plain.append(Baselines(memory, ONE_TOKEN).prefill_seconds(1))
             above = resident_bytes() - bare
-            case = Case("first token", {"history": memory.token_count, "budget": 2048})
+            case = Case("first token", {"history": memory.token_count, "budget": budget})
             bench.record(case, "megacontext", first[token_count])
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
             print(f"    {above / 1e6:,.0f} MB above the model's {bare / 1e6:,.0f} MB; "
                   f"peak of the process {peak / 1e6:,.0f} MB")  # fmt: skip
             bench.record_ratio(f"1 GB over memory, {token_count} tokens", 1e9 / max(above, 1), 1.0)
     short, long = histories
-    bench.record(Case("prefill of the budget", {"budget": 2048}), "plain model", plain)
+    bench.record(Case("prefill of the budget", {"budget": budget}), "plain model", plain)
     for token_count in histories:
         ratio = median(plain) / median(first[token_count])
         bench.record_ratio(f"first token vs plain prefill, {token_count} tokens", ratio, 1 / 1.2)
@@ -73,7 +76,7 @@ def fill(bench: Bench, memory: Memory, token_count: int) -> list[str]:
     """Ingest real text until there are `token_count` tokens; returns questions about planted
     facts."""
     documents = load_corpus().documents
-    planted = plant(documents, 2, seed=1)
+    planted = plant(documents, 1 if bench.smoke else 2, seed=1)
     began, copy = time.perf_counter(), 0
     if bench.smoke:
         documents = [Document("start", [question.span for question in planted]), *documents]
