@@ -24,7 +24,14 @@ if TYPE_CHECKING:
     from megacontext_ext.metrics import Metric
     from megacontext_ext.prefetch import Prefetch
     from megacontext_ext.search import TextIndex, analyze
-    from megacontext_ext.store import Partition, RowFamily, Snapshot, Store, StoreOptions
+    from megacontext_ext.store import (
+        Partition,
+        Reencoded,
+        RowFamily,
+        Snapshot,
+        Store,
+        StoreOptions,
+    )
 
 __version__ = "0.1.0"
 
@@ -41,6 +48,7 @@ _HOMES: dict[str, str] = {
     "TextIndex": "megacontext_ext.search",
     "analyze": "megacontext_ext.search",
     "Partition": "megacontext_ext.store",
+    "Reencoded": "megacontext_ext.store",
     "RowFamily": "megacontext_ext.store",
     "Snapshot": "megacontext_ext.store",
     "Store": "megacontext_ext.store",
@@ -54,6 +62,7 @@ __all__ = [
     "Metric",
     "Partition",
     "Prefetch",
+    "Reencoded",
     "RowFamily",
     "ScoreField",
     "Snapshot",

@@ -19,8 +19,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from types import TracebackType
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -31,9 +30,20 @@ from megacontext_ext.errors import InvalidArgument, NotFound
 from megacontext_ext.metrics import Metric, metrics_from
 from megacontext_ext.prefetch import Prefetch
 
-__all__ = ["NO_CHAR_START", "Partition", "RowFamily", "Snapshot", "Store", "StoreOptions"]
+__all__ = [
+    "NO_CHAR_START",
+    "SCALED_DTYPES",
+    "Partition",
+    "Reencoded",
+    "RowFamily",
+    "Snapshot",
+    "Store",
+    "StoreOptions",
+]
 
-RowDtype = Literal["f32", "bf16", "f16", "i8", "u8", "u32"]
+RowDtype = Literal["f32", "bf16", "f16", "i8", "u8", "u32", "q8", "e4m3", "q4"]
+FloatDtype = Literal["f32", "bf16", "f16"]
+SCALED_DTYPES = ("q8", "e4m3", "q4")
 Tokens = npt.NDArray[np.uint32]
 Indices = npt.NDArray[np.uint64]
 
@@ -61,6 +71,23 @@ class RowFamily:
     lod: int
     dtype: RowDtype
     width: int  # elements
+    group_size: int = 0  # elements that share a scale, of q8, e4m3 and q4
+    row_bytes: int = field(default=0, compare=False)  # of one row, scales included
+
+
+@dataclass(frozen=True, slots=True)
+class Reencoded:
+    """What `Store.reencode` did; zeros when all sealed rows were so already."""
+
+    rows: int
+    bytes_before: int  # of the segment files
+    bytes_after: int
+    relative_error: float  # root mean squared, over the root mean square of the values
+    largest_error: float
+
+    @property
+    def saved_bytes(self) -> int:
+        return self.bytes_before - self.bytes_after
 
 
 def _request(
@@ -160,9 +187,13 @@ class _Reader:
     def row_count(self, name: str, partition: int) -> int:
         return self._handle.row_count(name, partition)
 
-    def read_rows(self, name: str, partition: int, start: int, end: int) -> npt.NDArray[Any]:
-        """Rows [start, end), [n, width], copied. bf16 comes as uint16, its bits."""
-        return self._handle.read_rows(name, partition, start, end)
+    def read_rows(
+        self, name: str, partition: int, start: int, end: int, dtype: FloatDtype | None = None
+    ) -> npt.NDArray[Any]:
+        """Rows [start, end), copied: [n, width] as `dtype`, for families of floats; without it as
+        the family declares them. bf16 comes as uint16, its bits; undecoded rows of q8, e4m3 and q4
+        as [n, row_bytes] uint8."""
+        return self._handle.read_rows(name, partition, start, end, dtype)
 
     def gather_rows(
         self, name: str, partitions: npt.ArrayLike, indices: npt.ArrayLike, out: npt.NDArray[Any]
@@ -172,7 +203,9 @@ class _Reader:
         Args:
             partitions: [N] integers.
             indices: [N] integers, each below the row count of its partition.
-            out: [N, width], contiguous, dtype of the family (uint16 for bf16).
+            out: contiguous, [N, width] of the family's dtype (uint16 for bf16). Of a family of
+                floats also float32, float16 or uint16: rows are decoded on the way; and of q8, e4m3
+                and q4 [N, row_bytes] uint8, which is undecoded.
 
         Cost: one copy of each row; each page is checked against its checksum once.
         """
@@ -291,12 +324,7 @@ class Store(_Reader):
     def __enter__(self) -> Store:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property
@@ -379,16 +407,36 @@ class Store(_Reader):
         """Takes the rows of a family in one partition away. Raises NotFound."""
         self._handle.clear_rows(name, partition)
 
-    def define_rows(self, name: str, lod: int, dtype: RowDtype, width: int) -> None:
-        """Defines a row family; the same definition again changes nothing."""
-        self._handle.define_rows(name, lod, dtype, width)
+    def define_rows(
+        self, name: str, lod: int, dtype: RowDtype, width: int, group_size: int | None = None
+    ) -> None:
+        """Defines a row family; the same definition again changes nothing.
+
+        Args:
+            dtype: q8, e4m3 and q4 are int8, fp8 and int4 codes with a float32 scale for each group.
+            width: elements of a row.
+            group_size: elements that share a scale; a whole row when left out, 64 for q4.
+        """
+        self._handle.define_rows(name, lod, dtype, width, group_size or 0)
+
+    def reencode(self, name: str, dtype: RowDtype, group_size: int | None = None) -> Reencoded:
+        """Rewrites all rows of a family of floats as `dtype`, to save space: readers get the
+        family's own dtype as before, rounded. Rows put later lie as declared until the next call.
+        Implies checkpoint(). A crash leaves all of them rewritten or none.
+
+        Raises: InvalidArgument for a row with a value that is not finite; nothing is changed then.
+        Cost: one read and one write of those rows. Other writers wait; readers do not.
+        """
+        return Reencoded(**self._handle.reencode(name, dtype, group_size or 0))
 
     def put_rows(self, name: str, partition: int, first_index: int, rows: npt.NDArray[Any]) -> None:
         """Appends rows at `row_count`, or overwrites rows that are there.
 
         Args:
-            rows: [n, width], contiguous, dtype of the family (uint16 for bf16). A node may have a
-                row when it has at least one token.
+            rows: contiguous, [n, width] of the family's dtype (uint16 for bf16). Of a family of
+                floats also float32, float16 or uint16, rounded to the family's dtype; for q8, e4m3
+                and q4 they must be finite, and [n, row_bytes] uint8 goes in as it is. A node may
+                have a row when it has at least one token.
         """
         self._handle.put_rows(name, partition, first_index, rows)
 

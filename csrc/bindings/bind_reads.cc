@@ -44,10 +44,12 @@ void gather(const RowReader& reader, const py::list& list) {
   std::vector<GatherPart> parts;
   for (size_t i = 0; i < requests.size(); ++i) {
     auto out = list[i].cast<py::tuple>()[3].cast<py::array>();
-    require_rows("gather", out, value_or_raise(reader.row_family(requests[i].name)));
+    const auto as =
+        require_rows("gather", out, value_or_raise(reader.row_family(requests[i].name)));
     parts.push_back(
         {requests[i].view(),
-         {static_cast<std::byte*>(out.mutable_data()), static_cast<size_t>(out.nbytes())}});
+         {static_cast<std::byte*>(out.mutable_data()), static_cast<size_t>(out.nbytes())},
+         as});
   }
   Release release;
   raise_if_error(reader.gather(parts));

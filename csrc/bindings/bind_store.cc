@@ -37,8 +37,23 @@ py::dtype numpy_dtype(RowType type) {
     case RowType::kF32: return py::dtype("f4");
     case RowType::kU32: return py::dtype("u4");
     case RowType::kU64: return py::dtype("u8");
+    case RowType::kQ8:
+    case RowType::kE4m3:
+    case RowType::kQ4: return py::dtype("u1");  // whole rows, scales and codes
   }
   return py::dtype("u1");
+}
+
+// Columns of an array of whole rows.
+uint64_t column_count(const RowFormat& format) {
+  return is_scaled(format.type) ? format.row_bytes() : format.width;
+}
+
+RowType parse_row_type(std::string_view op, const std::string& dtype) {
+  const auto type = row_type_from_name(dtype);
+  if (type && *type != RowType::kU64) return *type;
+  raise(Status::invalid_argument(str_cat(
+      "[", op, "] dtype must be f32, bf16, f16, u32, i8, u8, q8, e4m3 or q4, got '", dtype, "'")));
 }
 
 Bytes bytes_of_rows(const py::array& rows) {
@@ -116,7 +131,8 @@ py::list partition_list(const RowReader& reader) {
 py::list family_list(const RowReader& reader) {
   py::list list;
   for (const DefineFamily& family : reader.row_families()) {
-    list.append(py::make_tuple(family.name, family.lod, row_type_name(family.type), family.width));
+    list.append(py::make_tuple(family.name, family.lod, row_type_name(family.type), family.width,
+                               family.group_size, family.format().row_bytes()));
   }
   return list;
 }
@@ -144,31 +160,35 @@ py::array_t<uint64_t> block_char_starts(const RowReader& reader, uint32_t partit
   return out;
 }
 
+// As declared, or as floats of type `dtype`.
 py::array read_rows(const RowReader& reader, const std::string& name, uint32_t partition,
-                    uint64_t start, uint64_t end) {
+                    uint64_t start, uint64_t end, const std::optional<std::string>& dtype) {
   const DefineFamily family = value_or_raise(reader.row_family(name));
+  std::optional<RowType> as;
+  if (dtype) as = parse_row_type("read_rows", *dtype);
+  const RowFormat format = value_or_raise(caller_format("read_rows", family, as));
   const uint64_t limit = value_or_raise(reader.row_count(name, partition));
   const bool inside = start <= end && end <= limit;
   const uint64_t count = inside ? end - start : 0;
-  py::array out(numpy_dtype(family.type),
+  py::array out(numpy_dtype(format.type),
                 std::vector<py::ssize_t>{static_cast<py::ssize_t>(count),
-                                         static_cast<py::ssize_t>(family.width)});
+                                         static_cast<py::ssize_t>(column_count(format))});
   const MutableBytes rows{static_cast<std::byte*>(out.mutable_data()),
                           static_cast<size_t>(out.nbytes())};
   Release release;
-  raise_if_error(reader.read_rows(name, partition, {start, end}, rows));
+  raise_if_error(reader.read_rows(name, partition, {start, end}, rows, as));
   return out;
 }
 
 void gather_rows(const RowReader& reader, const std::string& name, const TokenArray& partitions,
                  const IndexArray& indices, py::array out) {
   const DefineFamily family = value_or_raise(reader.row_family(name));
-  require_rows("gather_rows", out, family);
+  const auto as = require_rows("gather_rows", out, family);
   const MutableBytes rows{static_cast<std::byte*>(out.mutable_data()),
                           static_cast<size_t>(out.nbytes())};
   const GatherRequest request{name, view(partitions), view(indices)};
   Release release;
-  raise_if_error(reader.gather_rows(request, rows));
+  raise_if_error(reader.gather_rows(request, rows, as));
 }
 
 py::tuple search(const RowReader& reader, const std::string& query, size_t k,
@@ -227,22 +247,32 @@ py::tuple replace_tail(Store& store, uint32_t partition, uint64_t kept_tokens,
 }
 
 void define_rows(Store& store, const std::string& name, uint8_t lod, const std::string& dtype,
-                 uint32_t width) {
-  const auto type = row_type_from_name(dtype);
-  if (!type || *type > RowType::kU32) {
-    raise(Status::invalid_argument(
-        str_cat("[define_rows] dtype must be f32, bf16, f16, u32, i8 or u8, got '", dtype, "'")));
-  }
+                 uint32_t width, uint32_t group_size) {
+  const RowType type = parse_row_type("define_rows", dtype);
   Release release;
-  raise_if_error(store.define_rows(name, lod, *type, width));
+  raise_if_error(store.define_rows(name, lod, type, width, group_size));
+}
+
+py::dict reencode(Store& store, const std::string& name, const std::string& dtype,
+                  uint32_t group_size) {
+  const RowType type = parse_row_type("reencode", dtype);
+  ReencodeReport report;
+  {
+    Release release;
+    report = value_or_raise(store.reencode(name, type, group_size));
+  }
+  return py::dict("rows"_a = report.error.row_count, "bytes_before"_a = report.bytes_before,
+                  "bytes_after"_a = report.bytes_after,
+                  "relative_error"_a = report.error.relative(),
+                  "largest_error"_a = report.error.largest_error);
 }
 
 void put_rows(Store& store, const std::string& name, uint32_t partition, uint64_t first,
               const py::array& rows) {
-  require_rows("put_rows", rows, value_or_raise(store.row_family(name)));
+  const auto as = require_rows("put_rows", rows, value_or_raise(store.row_family(name)));
   const Bytes bytes = bytes_of_rows(rows);
   Release release;
-  raise_if_error(store.put_rows(name, partition, first, bytes));
+  raise_if_error(store.put_rows(name, partition, first, bytes, as));
 }
 
 void index_text(Store& store, uint32_t partition, uint64_t first_block,
@@ -312,19 +342,30 @@ void register_reader(py::module_& module) {
 
 }  // namespace
 
-void require_rows(std::string_view op, const py::array& rows, const DefineFamily& family) {
-  const py::dtype wanted = numpy_dtype(family.type);
+std::optional<RowType> require_rows(std::string_view op, const py::array& rows,
+                                    const DefineFamily& family) {
+  const RowFormat declared = family.format();
   const bool contiguous = (rows.flags() & py::array::c_style) != 0;
-  const bool shaped = rows.ndim() == 2 && rows.shape(1) == family.width;
-  if (rows.dtype().is(wanted) && contiguous && shaped) return;
+  const auto shaped = [&](const RowFormat& format) {
+    return rows.ndim() == 2 && static_cast<uint64_t>(rows.shape(1)) == column_count(format) &&
+           rows.dtype().is(numpy_dtype(format.type));
+  };
+  if (contiguous && shaped(declared)) return std::nullopt;
+  for (const RowType type : {RowType::kF32, RowType::kF16, RowType::kBf16}) {
+    const RowFormat floats{type, family.width, 0};
+    if (contiguous && declared.holds_floats() && shaped(floats)) return type;
+  }
   std::string shape;
   for (py::ssize_t axis = 0; axis < rows.ndim(); ++axis) {
     shape += str_cat(axis == 0 ? "" : ", ", rows.shape(axis));
   }
+  const std::string wanted = declared.holds_floats()
+                                 ? "float32, float16 or (bfloat16) uint16"
+                                 : py::str(numpy_dtype(declared.type)).cast<std::string>();
   raise(Status::invalid_argument(
       str_cat("[", op, "] rows of '", family.name, "' must be a contiguous [n, ", family.width,
-              "] ", py::str(wanted).cast<std::string>(), " array, got [", shape, "] ",
-              py::str(rows.dtype()).cast<std::string>(), contiguous ? "" : ", not contiguous")));
+              "] ", wanted, " array, got [", shape, "] ", py::str(rows.dtype()).cast<std::string>(),
+              contiguous ? "" : ", not contiguous")));
 }
 
 void register_store(py::module_& module) {
@@ -356,6 +397,7 @@ void register_store(py::module_& module) {
       .def("clear_rows", &call_with<&Store::clear_rows, std::string_view, uint32_t>)
       .def("purge", &call<&Store::purge>)
       .def("define_rows", &define_rows)
+      .def("reencode", &reencode)
       .def("put_rows", &put_rows, "name"_a, "partition"_a, "first"_a, "rows"_a.noconvert())
       .def("index_text", &index_text)
       .def("commit", &call<&Store::commit>)

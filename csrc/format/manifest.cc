@@ -29,6 +29,7 @@ void encode_body(ByteWriter& out, const Manifest& manifest) {
     out.u32(family.width);
     out.text(family.name);
     out.u8(family.flags);
+    if (manifest.features & kScaledRows) out.u32(family.group_size);
   }
   out.u32(static_cast<uint32_t>(manifest.partitions.size()));
   for (const AddPartition& partition : manifest.partitions) {
@@ -52,8 +53,9 @@ void encode_body(ByteWriter& out, const Manifest& manifest) {
   }
 }
 
-Manifest decode_body(ByteReader& in, uint32_t version) {
+Manifest decode_body(ByteReader& in, uint32_t version, uint32_t features) {
   Manifest manifest;
+  manifest.features = features;
   const Bytes store_id = in.raw(sizeof(StoreId));
   if (!in.failed()) std::memcpy(manifest.store_id.data(), store_id.data(), sizeof(StoreId));
   manifest.generation = in.u64();
@@ -73,6 +75,7 @@ Manifest decode_body(ByteReader& in, uint32_t version) {
     family.width = in.u32();
     family.name = in.text();
     if (version >= 2) family.flags = in.u8();
+    if (features & kScaledRows) family.group_size = in.u32();
   }
   for (uint32_t left = in.u32(); left > 0 && !in.failed(); --left) {
     AddPartition& partition = manifest.partitions.emplace_back();
@@ -106,6 +109,7 @@ std::vector<std::byte> encode_manifest(const Manifest& manifest) {
   ManifestHeader header;
   header.body_bytes = body.byte_count();
   header.body_crc = crc32c(body.bytes());
+  header.features = manifest.features;
   header.crc = crc32c(bytes_of_struct(header).first(offsetof(ManifestHeader, crc)));
   ByteWriter file;
   file.raw(bytes_of_struct(header));
@@ -125,10 +129,11 @@ Result<Manifest> decode_manifest(Bytes bytes) {
   if (header.crc != crc) {
     return Status::corruption(str_cat("28: expected crc32c ", crc, ", got ", header.crc));
   }
-  if (header.version > kManifestVersion || header.features != 0) {
-    return Status::unsupported(str_cat(
-        "8: expected store version <= ", kManifestVersion, " without features, got version ",
-        header.version, ", features ", header.features, "; a newer MegaContext wrote this store"));
+  if (header.version > kManifestVersion || (header.features & ~kScaledRows) != 0) {
+    return Status::unsupported(str_cat("8: expected store version <= ", kManifestVersion,
+                                       " and features within ", kScaledRows, ", got version ",
+                                       header.version, ", features ", header.features,
+                                       "; a newer MegaContext wrote this store"));
   }
   const Bytes body = bytes.subspan(sizeof(header));
   if (body.size() != header.body_bytes) {
@@ -140,7 +145,7 @@ Result<Manifest> decode_manifest(Bytes bytes) {
         str_cat("12: expected body crc32c ", crc32c(body), ", got ", header.body_crc));
   }
   ByteReader in(body);
-  Manifest manifest = decode_body(in, header.version);
+  Manifest manifest = decode_body(in, header.version, header.features);
   if (!in.at_end()) return Status::corruption(str_cat(32 + in.offset(), ": body ends wrongly"));
   return manifest;
 }

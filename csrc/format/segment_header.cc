@@ -29,8 +29,19 @@ bool lengths_fit(const SegmentHeader& header) {
 
 }  // namespace
 
+SegmentHeader of_rows(SegmentHeader header, uint32_t family, uint8_t lod, const RowFormat& format) {
+  header.kind = SegmentKind::kRows;
+  header.family = family;
+  header.lod = lod;
+  header.type = format.type;
+  header.group_size = format.group_size;
+  header.row_bytes = static_cast<uint32_t>(format.row_bytes());
+  return header;
+}
+
 SegmentHeader lay_out(SegmentHeader header, std::span<const RunEntry> runs) {
   const Bytes run_bytes = std::as_bytes(runs);
+  header.features = is_scaled(header.type) ? kScaledSegment : 0;
   header.run_count = static_cast<uint32_t>(runs.size());
   header.runs_crc = crc32c(run_bytes);
   header.row_count = header.data_bytes / header.row_bytes;
@@ -57,10 +68,18 @@ Result<SegmentHeader> decode_segment_header(Bytes bytes) {
   if (header.crc != crc) {
     return Status::corruption(str_cat("124: expected crc32c ", crc, ", got ", header.crc));
   }
-  if (header.version > kSegmentVersion || header.features != 0) {
+  if (header.version > kSegmentVersion || (header.features & ~kScaledSegment) != 0) {
     return Status::unsupported(str_cat("8: expected segment version <= ", kSegmentVersion,
-                                       " without features, got version ", header.version,
-                                       ", features ", header.features));
+                                       " and features within ", kScaledSegment, ", got version ",
+                                       header.version, ", features ", header.features));
+  }
+  const bool scaled = is_scaled(header.type);
+  if (!is_known(header.type) || scaled != (header.features == kScaledSegment) ||
+      scaled != (header.group_size > 0)) {
+    return Status::corruption(
+        str_cat("45: expected a row type that fits features and group size, got type ",
+                int{static_cast<uint8_t>(header.type)}, ", features ", header.features,
+                ", group size ", header.group_size));
   }
   if (header.kind > SegmentKind::kPostings || !lengths_fit(header)) {
     return Status::corruption("48: expected lengths that agree with one another");

@@ -17,13 +17,14 @@
 
 #include "base/bytes.h"
 #include "base/result.h"
-#include "format/row_type.h"
+#include "format/row_format.h"
 #include "format/wal_frame.h"
 
 namespace mc {
 
 inline constexpr std::array<char, 8> kSegmentMagic = {'M', 'C', 'S', 'E', 'G', '\0', '\1', '\n'};
 inline constexpr uint32_t kSegmentVersion = 1;
+inline constexpr uint64_t kScaledSegment = 1;  // the rows have a scaled type
 
 enum class SegmentKind : uint8_t { kRows = 0, kPostings = 1 };  // on disk
 
@@ -48,9 +49,9 @@ enum class SegmentKind : uint8_t { kRows = 0, kPostings = 1 };  // on disk
 //     88    8 file_bytes
 //     96    4 run_count
 //    100    4 runs_crc          crc32c of the run table
-//    104    8 features          bits a reader must know, 0
+//    104    8 features          bits a reader must know: 1 scaled rows
 //    112    8 created_ms
-//    120    4 reserved2         0
+//    120    4 group_size        of scaled rows, else 0
 //    124    4 crc               crc32c of bytes 0..123
 struct SegmentHeader {
   std::array<char, 8> magic = kSegmentMagic;
@@ -74,9 +75,10 @@ struct SegmentHeader {
   uint32_t runs_crc = 0;
   uint64_t features = 0;
   uint64_t created_ms = 0;
-  uint32_t reserved2 = 0;
+  uint32_t group_size = 0;
   uint32_t crc = 0;
 
+  RowFormat row_format(uint32_t width) const { return {type, width, group_size}; }
   uint64_t page_count() const { return (data_bytes + page_bytes - 1) / page_bytes; }
 };
 static_assert(sizeof(SegmentHeader) == 128);
@@ -88,6 +90,7 @@ static_assert(offsetof(SegmentHeader, data_offset) == 72);
 static_assert(offsetof(SegmentHeader, file_bytes) == 88);
 static_assert(offsetof(SegmentHeader, run_count) == 96);
 static_assert(offsetof(SegmentHeader, features) == 104);
+static_assert(offsetof(SegmentHeader, group_size) == 120);
 static_assert(offsetof(SegmentHeader, crc) == 124);
 
 // offset size field
@@ -103,7 +106,11 @@ struct RunEntry {
 };
 static_assert(sizeof(RunEntry) == 24 && offsetof(RunEntry, first) == 8);
 
-// Fills offsets, file_bytes and runs_crc from kind, row_bytes, page_bytes, data_bytes, runs.
+// Says whose rows a segment holds, and how they lie.
+SegmentHeader of_rows(SegmentHeader header, uint32_t family, uint8_t lod, const RowFormat& format);
+
+// Fills offsets, features, file_bytes and runs_crc from type, row_bytes, page_bytes, data_bytes and
+// the runs.
 SegmentHeader lay_out(SegmentHeader header, std::span<const RunEntry> runs);
 SegmentHeader seal(SegmentHeader header);  // with its crc
 

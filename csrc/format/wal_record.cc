@@ -16,6 +16,7 @@ enum class ChangeKind : uint8_t {  // on disk: never renumber
   kErasePartition = 8,
   kDropFamily = 9,
   kHidePartition = 10,
+  kDefineScaledFamily = 11,
 };
 
 void kind(ByteWriter& out, ChangeKind value) {
@@ -24,11 +25,13 @@ void kind(ByteWriter& out, ChangeKind value) {
 
 // Each writes the head of its change and returns the bytes that follow the head.
 Bytes encode_head(ByteWriter& out, const DefineFamily& change) {
-  kind(out, ChangeKind::kDefineFamily);
+  const bool scaled = is_scaled(change.type);
+  kind(out, scaled ? ChangeKind::kDefineScaledFamily : ChangeKind::kDefineFamily);
   out.u32(change.id);
   out.u8(change.lod);
   out.u8(static_cast<uint8_t>(change.type));
   out.u32(change.width);
+  if (scaled) out.u32(change.group_size);
   out.text(change.name);
   return {};
 }
@@ -102,13 +105,16 @@ Bytes read_terms(ByteReader& in, Bytes bytes, uint32_t block_count) {
 
 Change decode_change(ChangeKind change_kind, ByteReader& in, Bytes bytes, bool& known) {
   switch (change_kind) {
-    case ChangeKind::kDefineFamily: {
+    case ChangeKind::kDefineFamily:
+    case ChangeKind::kDefineScaledFamily: {
       DefineFamily change;
       change.id = in.u32();
       change.lod = in.u8();
       change.type = static_cast<RowType>(in.u8());
       change.width = in.u32();
+      if (change_kind == ChangeKind::kDefineScaledFamily) change.group_size = in.u32();
       change.name = in.text();
+      known = is_scaled(change.type) == (change_kind == ChangeKind::kDefineScaledFamily);
       return change;
     }
     case ChangeKind::kAddPartition: {

@@ -13,7 +13,8 @@
 //   8 erase           partition u32
 //   9 drop family     family u32
 //  10 hide            partition u32, hidden u8
-// Kinds from 7 on need WAL version 2.
+//  11 define scaled   as 1, but group_size u32 before the name
+// Kinds from 7 on need WAL version 2; kind 11 needs kScaledRows in the manifest before it.
 #pragma once
 
 #include <string>
@@ -23,7 +24,7 @@
 #include "base/bytes.h"
 #include "base/coding.h"
 #include "base/result.h"
-#include "format/row_type.h"
+#include "format/row_format.h"
 
 namespace mc {
 
@@ -33,7 +34,10 @@ struct DefineFamily {
   RowType type = RowType::kF32;
   uint32_t width = 0;  // elements a row
   std::string name;
-  uint8_t flags = 0;  // kDropped; in the manifest only
+  uint8_t flags = 0;        // kDropped; in the manifest only
+  uint32_t group_size = 0;  // of scaled types, see row_format.h
+
+  RowFormat format() const { return {type, width, group_size}; }
 };
 inline constexpr uint8_t kDropped = 1;
 

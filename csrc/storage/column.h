@@ -14,9 +14,6 @@
 
 namespace mc {
 
-class ReadPath;
-struct PagePiece;
-
 // Rows in memory. Written once, front to back, never moved.
 struct Extent {
   explicit Extent(uint64_t byte_count)
@@ -30,27 +27,29 @@ struct Extent {
   const std::unique_ptr<std::byte[]> own;
 };
 
-// Consecutive rows that lie side by side. Exactly one of `segment` and `extent` is set.
+// Consecutive rows that lie side by side. Exactly one of `segment` and `extent` is set. Rows of an
+// extent are in their family's format; a segment may keep them in another one (row_fetch.h).
 struct Run {
   uint64_t first = 0;
   uint64_t end = 0;
   const std::byte* rows = nullptr;  // of row `first`
+  uint64_t row_bytes = 0;           // of each row, as it lies here
   std::shared_ptr<const Segment> segment;
   std::shared_ptr<const Extent> extent;
 };
 using RunList = std::vector<Run>;
 
 // Puts `run` over whatever the list has there. The list is sorted and never overlaps.
-void place(RunList& runs, Run run, uint32_t row_bytes);
+void place(RunList& runs, Run run);
 
 class Column {
  public:
   uint64_t row_count() const { return row_count_; }
 
   // Amortised one copy of the rows.
-  void append(const std::byte* rows, uint64_t count, uint32_t row_bytes);
+  void append(const std::byte* rows, uint64_t count, uint64_t row_bytes);
   // first + count <= row_count().
-  void overwrite(uint64_t first, const std::byte* rows, uint64_t count, uint32_t row_bytes);
+  void overwrite(uint64_t first, const std::byte* rows, uint64_t count, uint64_t row_bytes);
   // Places rows of a segment; row_count grows to cover them.
   void attach(std::shared_ptr<const Segment> segment, const RunEntry& run, const std::byte* rows);
   // After attach() covered everything in memory, nothing may be appended to the old extent.
@@ -66,18 +65,12 @@ class Column {
   // First row that no run covers, or row_count().
   uint64_t first_gap() const;
 
-  // end <= row_count(). Corruption when a page does not match its checksum.
-  Status read(uint64_t start, uint64_t end, uint32_t row_bytes, std::byte* out) const;
-  // The same, but what `path` calls cold is added to `cold` instead of being read.
-  Status read_warm(uint64_t start, uint64_t end, uint32_t row_bytes, std::byte* out,
-                   const ReadPath* path, std::vector<PagePiece>& cold) const;
-
   // Walks to single rows; remembers the run of the last one. Must not outlive the column.
   class Cursor {
    public:
     explicit Cursor(const Column& column) : column_(&column) {}
     // index < row_count(). Run and `row`, not yet verified, are valid while the column is.
-    const Run& locate(uint64_t index, uint32_t row_bytes, const std::byte*& row);
+    const Run& locate(uint64_t index, const std::byte*& row);
 
    private:
     const Column* column_;

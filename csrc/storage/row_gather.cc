@@ -45,21 +45,19 @@ class RowReader::GatherColumns {
   }
 
   const DefineFamily& family() const { return family_; }
-  uint32_t row_bytes() const { return row_bytes_of(family_); }
 
   // Calls visit(i, run, row) for each row of the request, in order, until one fails.
   template <class Visit>
   Status for_each(const GatherRequest& request, Visit visit) const {
     std::unordered_map<uint32_t, Column::Cursor> cursors;
     Column::Cursor* cursor = nullptr;
-    const uint32_t bytes = row_bytes();
     for (size_t i = 0; i < request.indices.size(); ++i) {
       const uint32_t partition = request.partitions[i];
       if (cursor == nullptr || partition != request.partitions[i - 1]) {
         cursor = &cursors.try_emplace(partition, columns_.at(partition)).first->second;
       }
       const std::byte* row = nullptr;
-      const Run& run = cursor->locate(request.indices[i], bytes, row);
+      const Run& run = cursor->locate(request.indices[i], row);
       MC_RETURN_IF_ERROR(visit(i, run, row));
     }
     return Status::ok();
@@ -71,14 +69,16 @@ class RowReader::GatherColumns {
 };
 
 // Copies warm rows; the next ones are on their way to the CPU's cache meanwhile.
-Status RowReader::gather_warm(const GatherColumns& columns, const GatherPart& part, ReadPath& path,
-                              std::vector<PagePiece>& cold) {
+Status RowReader::gather_warm(const GatherColumns& columns, const GatherPart& part,
+                              const RowFetch& fetch) {
   struct Ahead {
     std::byte* out = nullptr;
     const std::byte* row = nullptr;
   };
   Ahead ahead[kPrefetchRows] = {};
-  const uint32_t row_bytes = columns.row_bytes();
+  const uint64_t row_bytes = fetch.wanted.row_bytes();
+  const Run* last = nullptr;
+  bool lies_as_wanted = true;  // the rows of `last`
   uint64_t cold_rows = 0;
   const auto copy = [&](Ahead& next) {
     if (next.row != nullptr) std::memcpy(next.out, next.row, row_bytes);
@@ -89,12 +89,15 @@ Status RowReader::gather_warm(const GatherColumns& columns, const GatherPart& pa
         std::byte* const out = part.out.data() + i * row_bytes;
         Ahead& place = ahead[i % kPrefetchRows];
         copy(place);
+        if (&run != last) {
+          last = &run;
+          lies_as_wanted = format_of(run, fetch.declared) == fetch.wanted;
+        }
+        const bool is_cold =
+            run.segment != nullptr && !fetch.path.is_warm(*run.segment, row, run.row_bytes);
+        cold_rows += is_cold;
+        if (is_cold || !lies_as_wanted) return fetch(run, row, 1, out);
         if (run.segment != nullptr) {
-          if (!path.is_warm(*run.segment, row, row_bytes)) {
-            add_pieces(*run.segment, row, row_bytes, out, cold);
-            ++cold_rows;
-            return Status::ok();
-          }
           MC_RETURN_IF_ERROR(run.segment->verify(row, row_bytes));
         }
         __builtin_prefetch(row);
@@ -102,9 +105,10 @@ Status RowReader::gather_warm(const GatherColumns& columns, const GatherPart& pa
         return Status::ok();
       }));
   for (Ahead& next : ahead) copy(next);
-  path.metrics().mapped_rows.add(part.request.indices.size() - cold_rows);
-  path.metrics().cold_rows.add(cold_rows);
-  path.metrics().family_bytes(columns.family().id).add(part.out.size());
+  StoreMetrics& metrics = fetch.path.metrics();
+  metrics.mapped_rows.add(part.request.indices.size() - cold_rows);
+  metrics.cold_rows.add(cold_rows);
+  metrics.family_bytes(columns.family().id).add(part.out.size());
   return Status::ok();
 }
 
@@ -112,26 +116,32 @@ Status RowReader::gather(std::span<const GatherPart> parts) const {
   const std::shared_ptr<ReadPath> path = read_path();
   const LatencyTimer timer(path->metrics().read_latency_us);
   path->metrics().read_count.add();
-  std::vector<GatherColumns> columns;  // hold the segments that the cold pieces point to
+  std::vector<GatherColumns> columns;  // hold the segments that the cold rows point to
+  std::vector<RowFormat> wanted;
   columns.reserve(parts.size());
   for (const GatherPart& part : parts) {
     MC_ASSIGN_OR_RETURN(auto found, GatherColumns::find(*this, part.request));
-    if (part.out.size() != part.request.indices.size() * found.row_bytes()) {
+    MC_ASSIGN_OR_RETURN(const RowFormat format,
+                        caller_format("gather_rows", found.family(), part.as));
+    if (part.out.size() != part.request.indices.size() * format.row_bytes()) {
       return Status::invalid_argument(
           str_cat("[gather_rows] out must have ", part.request.indices.size(), " rows of ",
-                  found.row_bytes(), " bytes, got ", part.out.size(), " bytes"));
+                  format.row_bytes(), " bytes, got ", part.out.size(), " bytes"));
     }
     columns.push_back(std::move(found));
+    wanted.push_back(format);
   }
-  std::vector<PagePiece> cold;
+  ColdRows cold;
   for (size_t i = 0; i < parts.size(); ++i) {
-    MC_RETURN_IF_ERROR(gather_warm(columns[i], parts[i], *path, cold));
+    const RowFormat declared = columns[i].family().format();
+    MC_RETURN_IF_ERROR(gather_warm(columns[i], parts[i], {declared, wanted[i], *path, cold}));
   }
-  return cold.empty() ? Status::ok() : path->read(cold, false);
+  return cold.finish(*path);
 }
 
-Status RowReader::gather_rows(const GatherRequest& request, MutableBytes out) const {
-  const GatherPart part{request, out};
+Status RowReader::gather_rows(const GatherRequest& request, MutableBytes out,
+                              std::optional<RowType> as) const {
+  const GatherPart part{request, out, as};
   return gather({&part, 1});
 }
 
@@ -142,14 +152,13 @@ Result<std::shared_ptr<Prefetch>> RowReader::prefetch(
   std::unordered_map<const Segment*, std::shared_ptr<const Segment>> segments;
   for (const GatherRequest& request : requests) {
     MC_ASSIGN_OR_RETURN(const auto columns, GatherColumns::find(*this, request));
-    const uint32_t row_bytes = columns.row_bytes();
     MC_RETURN_IF_ERROR(
         columns.for_each(request, [&](size_t, const Run& run, const std::byte* row) -> Status {
-          if (run.segment == nullptr || path->is_warm(*run.segment, row, row_bytes)) {
+          if (run.segment == nullptr || path->is_warm(*run.segment, row, run.row_bytes)) {
             return Status::ok();
           }
           segments.emplace(run.segment.get(), run.segment);
-          add_pieces(*run.segment, row, row_bytes, nullptr, pages);
+          add_pieces(*run.segment, row, run.row_bytes, nullptr, pages);
           return Status::ok();
         }));
   }

@@ -1,5 +1,7 @@
 #include "storage/row_reader.h"
 
+#include <algorithm>
+
 #include "base/checks.h"
 #include "base/str_cat.h"
 
@@ -32,8 +34,14 @@ const Column& Partition::column(uint32_t family_id) const {
   return family_id <= columns.size() ? columns[family_id - 1] : kEmpty;
 }
 
-uint32_t row_bytes_of(const DefineFamily& family) {
-  return element_bytes(family.type) * family.width;
+Result<RowFormat> caller_format(std::string_view op, const DefineFamily& family,
+                                std::optional<RowType> as) {
+  const RowFormat declared = family.format();
+  if (!as || *as == declared.type) return declared;
+  if (is_float(*as) && declared.holds_floats()) return RowFormat{*as, declared.width, 0};
+  return Status::invalid_argument(str_cat("[", op, "] rows of '", family.name, "' are ",
+                                          row_type_name(family.type), ", got ",
+                                          row_type_name(*as)));
 }
 
 Status require_partition(std::string_view op, const StoreState& state, uint32_t partition) {
@@ -65,17 +73,34 @@ std::shared_ptr<ReadPath> RowReader::read_path() const {
   return state().read_path;
 }
 
-Status RowReader::read_column(const Column& column, uint32_t family_id, Span rows,
-                              uint32_t row_bytes, std::byte* out) const {
+// Rows [start, end) of a column, and how they are to come.
+struct RowReader::ColumnRead {
+  const Column& column;
+  uint32_t family;
+  RowFormat declared, wanted;
+  Span rows;
+};
+
+Status RowReader::read_column(const ColumnRead& read, std::byte* out) const {
   const std::shared_ptr<ReadPath> path = read_path();
   StoreMetrics& metrics = path->metrics();
   const LatencyTimer timer(metrics.read_latency_us);
+  const uint64_t count = read.rows.end - read.rows.start, row_bytes = read.wanted.row_bytes();
   metrics.read_count.add();
-  metrics.family_bytes(family_id).add((rows.end - rows.start) * row_bytes);
-  std::vector<PagePiece> cold;
-  MC_RETURN_IF_ERROR(column.read_warm(rows.start, rows.end, row_bytes, out, path.get(), cold));
-  (cold.empty() ? metrics.mapped_rows : metrics.cold_rows).add(rows.end - rows.start);
-  return cold.empty() ? Status::ok() : path->read(cold, false);
+  metrics.family_bytes(read.family).add(count * row_bytes);
+  ColdRows cold;
+  const RowFetch fetch{read.declared, read.wanted, *path, cold};
+  Column::Cursor cursor(read.column);
+  for (uint64_t at = read.rows.start; at < read.rows.end;) {
+    const std::byte* rows = nullptr;
+    const Run& run = cursor.locate(at, rows);
+    const uint64_t stop = std::min(read.rows.end, run.end);
+    MC_RETURN_IF_ERROR(fetch(run, rows, stop - at, out));
+    out += (stop - at) * row_bytes;
+    at = stop;
+  }
+  (cold.empty() ? metrics.mapped_rows : metrics.cold_rows).add(count);
+  return cold.finish(*path);
 }
 
 std::vector<PartitionSummary> RowReader::partitions() const {
@@ -104,7 +129,8 @@ Status RowReader::read_tokens(uint32_t partition, Span positions, std::span<uint
     return bad_range("read_tokens", positions, tokens.row_count());
   }
   MC_ASSERT(out.size() == positions.token_count());
-  return read_column(tokens, kTokensFamily, positions, sizeof(uint32_t),
+  const RowFormat format{RowType::kU32, 1, 0};
+  return read_column({tokens, kTokensFamily, format, format, positions},
                      std::as_writable_bytes(out).data());
 }
 
@@ -115,7 +141,8 @@ Status RowReader::block_char_starts(uint32_t partition, uint64_t start, uint64_t
     return bad_range("block_char_starts", {start, end}, starts.row_count());
   }
   MC_ASSERT(out.size() == end - start);
-  return read_column(starts, kCharStartsFamily, {start, end}, sizeof(uint64_t),
+  const RowFormat format{RowType::kU64, 1, 0};
+  return read_column({starts, kCharStartsFamily, format, format, {start, end}},
                      std::as_writable_bytes(out).data());
 }
 
@@ -143,14 +170,15 @@ Result<uint64_t> RowReader::row_count(std::string_view family_name, uint32_t par
 }
 
 Status RowReader::read_rows(std::string_view family_name, uint32_t partition, Span rows,
-                            MutableBytes out) const {
+                            MutableBytes out, std::optional<RowType> as) const {
   MC_ASSIGN_OR_RETURN(const DefineFamily family, row_family(family_name));
   MC_ASSIGN_OR_RETURN(const Column found, column(family.id, partition));
   if (rows.start > rows.end || rows.end > found.row_count()) {
     return bad_range("read_rows", rows, found.row_count());
   }
-  MC_ASSERT(out.size() == (rows.end - rows.start) * row_bytes_of(family));
-  return read_column(found, family.id, rows, row_bytes_of(family), out.data());
+  MC_ASSIGN_OR_RETURN(const RowFormat wanted, caller_format("read_rows", family, as));
+  MC_ASSERT(out.size() == (rows.end - rows.start) * wanted.row_bytes());
+  return read_column({found, family.id, family.format(), wanted, rows}, out.data());
 }
 
 Result<uint64_t> RowReader::indexed_blocks(uint32_t partition) const {

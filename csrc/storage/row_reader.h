@@ -16,6 +16,7 @@
 #include "storage/column.h"
 #include "storage/lexical_index.h"
 #include "storage/read_path.h"
+#include "storage/row_fetch.h"
 #include "tree/span.h"
 
 namespace mc {
@@ -61,6 +62,8 @@ struct GatherRequest {
 struct GatherPart {
   GatherRequest request;
   MutableBytes out;  // row i is row indices[i] of partitions[i]
+  // How rows come: floats of this type, or as the family declares them.
+  std::optional<RowType> as = {};
 };
 
 inline constexpr uint32_t kTokensFamily = 1;      // u32, LOD 0, one a token
@@ -68,7 +71,10 @@ inline constexpr uint32_t kCharStartsFamily = 2;  // u64, LOD 1, one a block, fr
 inline constexpr uint32_t kBuiltinFamilies = 2;
 inline constexpr uint64_t kNoCharStart = ~uint64_t{0};  // tokens were appended without
 
-uint32_t row_bytes_of(const DefineFamily& family);
+// How rows of a family come to a caller, and from one: as declared, or as floats of type `as`.
+// InvalidArgument when the family holds no floats, or `as` is none.
+Result<RowFormat> caller_format(std::string_view op, const DefineFamily& family,
+                                std::optional<RowType> as);
 
 class RowReader {
  public:
@@ -88,10 +94,12 @@ class RowReader {
   std::vector<DefineFamily> row_families() const;
   Result<DefineFamily> row_family(std::string_view name) const;
   Result<uint64_t> row_count(std::string_view family, uint32_t partition) const;
-  // out.size() == (end - start) * row bytes.
-  Status read_rows(std::string_view family, uint32_t partition, Span rows, MutableBytes out) const;
+  // out.size() == (end - start) * row bytes of caller_format.
+  Status read_rows(std::string_view family, uint32_t partition, Span rows, MutableBytes out,
+                   std::optional<RowType> as = {}) const;
   // Row i of `out` is row indices[i] of partitions[i].
-  Status gather_rows(const GatherRequest& request, MutableBytes out) const;
+  Status gather_rows(const GatherRequest& request, MutableBytes out,
+                     std::optional<RowType> as = {}) const;
   // Several families at once: one batch of reads for everything that is not in memory.
   Status gather(std::span<const GatherPart> parts) const;
   // Brings rows into memory in the background. Errors: see Prefetcher::submit.
@@ -112,10 +120,10 @@ class RowReader {
 
   Result<Column> column(uint32_t family_id, uint32_t partition) const;
   std::shared_ptr<ReadPath> read_path() const;
-  Status read_column(const Column& column, uint32_t family_id, Span rows, uint32_t row_bytes,
-                     std::byte* out) const;
-  static Status gather_warm(const GatherColumns& columns, const GatherPart& part, ReadPath& path,
-                            std::vector<PagePiece>& cold);
+  struct ColumnRead;
+  Status read_column(const ColumnRead& read, std::byte* out) const;
+  static Status gather_warm(const GatherColumns& columns, const GatherPart& part,
+                            const RowFetch& fetch);
 };
 
 // A stable view. Keeps the files it needs alive; needs no store.

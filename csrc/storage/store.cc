@@ -23,6 +23,26 @@ std::vector<uint64_t> starts_of_blocks(uint64_t first, uint64_t token_count,
   return starts;
 }
 
+// `rows` of `from` as the store keeps them; `memory` holds what had to be made.
+Result<Bytes> rounded_rows(const RowFormat& from, Bytes rows, const RowFormat& to,
+                           std::vector<std::byte>& memory) {
+  const uint64_t row_bytes = from.row_bytes();
+  if (rows.size() % row_bytes != 0) {
+    return Status::invalid_argument(
+        str_cat("[put_rows] rows must be a multiple of ", row_bytes, " bytes, got ", rows.size()));
+  }
+  Status status;
+  if (from == to) {
+    status = check_rows(to, rows);
+  } else {
+    memory.resize(rows.size() / row_bytes * to.row_bytes());
+    status = convert_rows(from, rows, to, memory);
+    rows = memory;
+  }
+  if (!status.is_ok()) return Status::invalid_argument(str_cat("[put_rows] ", status.message()));
+  return rows;
+}
+
 }  // namespace
 
 Store::Store(Env* env, std::string path, const OpenRequest& request)
@@ -143,46 +163,52 @@ Result<Span> Store::replace_tail(uint32_t partition, const NewTail& tail) {
   return Span{full_node_count(first, 1), full_node_count(first + tail.tokens.size(), 1)};
 }
 
-Status Store::define_rows(const std::string& name, uint8_t lod, RowType type, uint32_t width) {
+Status Store::define_rows(const std::string& name, uint8_t lod, RowType type, uint32_t width,
+                          uint32_t group_size) {
   std::lock_guard writer(writer_mutex_);
   MC_RETURN_IF_ERROR(require_writable("define_rows"));
   if (name.empty() || name.size() > kMostNameBytes) {
     return Status::invalid_argument(
         str_cat("[define_rows] name must have 1 to ", kMostNameBytes, " bytes, got ", name.size()));
   }
+  if (group_size == 0) group_size = default_group_size(type, width);
+  const RowFormat format{type, width, group_size};
   if (const DefineFamily* old = find_family(state_, name)) {
-    if (old->lod == lod && old->type == type && old->width == width) return Status::ok();
-    return Status::invalid_argument(str_cat(
-        "[define_rows] '", name, "' must stay lod ", int{old->lod}, " ", row_type_name(old->type),
-        " width ", old->width, ", got lod ", int{lod}, " ", row_type_name(type), " width ", width));
+    if (old->lod == lod && old->format() == format) return Status::ok();
+    return Status::invalid_argument(str_cat("[define_rows] '", name, "' must stay lod ",
+                                            int{old->lod}, " ", describe(old->format()),
+                                            ", got lod ", int{lod}, " ", describe(format)));
   }
-  if (lod > kMaxLod || width == 0 || uint64_t{width} * element_bytes(type) > (64u << 20)) {
+  if (lod > kMaxLod || !format.is_valid()) {
     return Status::invalid_argument(str_cat("[define_rows] lod must be <= ", kMaxLod,
-                                            " and a row 1 byte to 64 MiB, got lod ", int{lod},
-                                            ", width ", width));
+                                            ", a row 1 byte to 64 MiB and a group within it, ",
+                                            "got lod ", int{lod}, ", ", describe(format)));
   }
+  if (is_scaled(type)) MC_RETURN_IF_ERROR(failed(require_scaled_rows()));
   const auto id = static_cast<uint32_t>(state_.families.size() + 1);
-  return write({DefineFamily{id, lod, type, width, name}});
+  return write({DefineFamily{id, lod, type, width, name, 0, group_size}});
 }
 
-Status Store::put_rows(std::string_view family_name, uint32_t partition, uint64_t first,
-                       Bytes rows) {
+Status Store::put_rows(std::string_view family_name, uint32_t partition, uint64_t first, Bytes rows,
+                       std::optional<RowType> as) {
+  // Before the lock: rounding is the slow part, and many threads may do it at once.
+  MC_ASSIGN_OR_RETURN(const DefineFamily given, row_family(family_name));
+  MC_ASSIGN_OR_RETURN(const RowFormat from, caller_format("put_rows", given, as));
+  std::vector<std::byte> rounded;
+  MC_ASSIGN_OR_RETURN(rows, rounded_rows(from, rows, given.format(), rounded));
+
   std::lock_guard writer(writer_mutex_);
   MC_RETURN_IF_ERROR(require_writable("put_rows"));
   const DefineFamily* family = find_family(state_, family_name);
-  if (family == nullptr) {
-    return Status::not_found(str_cat("[put_rows] no row family is named '", family_name, "'"));
+  if (family == nullptr || family->id != given.id) {
+    return Status::not_found(str_cat("[put_rows] row family '", family_name, "' was dropped"));
   }
   MC_RETURN_IF_ERROR(require_partition("put_rows", state_, partition));
-  const uint32_t row_bytes = row_bytes_of(*family);
+  const uint64_t row_bytes = family->format().row_bytes();
   const Partition& target = *state_.partitions[partition];
   const uint64_t row_count = target.column(family->id).row_count();
   const uint64_t limit = started_node_count(target.column(kTokensFamily).row_count(), family->lod);
   uint64_t left = rows.size() / row_bytes;
-  if (rows.size() % row_bytes != 0) {
-    return Status::invalid_argument(
-        str_cat("[put_rows] rows must be a multiple of ", row_bytes, " bytes, got ", rows.size()));
-  }
   if (first > row_count || (first < row_count && first + left > row_count)) {
     return Status::invalid_argument(str_cat("[put_rows] rows must append at ", row_count,
                                             " or lie before it, got [", first, ", ", first + left,
@@ -331,9 +357,9 @@ Status Store::apply(std::span<const Change> changes) {
 }
 
 Status Store::apply_one(const DefineFamily& change) {
-  if (change.id != state_.families.size() + 1 || row_bytes_of(change) == 0) {
-    return Status::corruption(
-        str_cat("expected family ", state_.families.size() + 1, ", got ", change.id));
+  if (change.id != state_.families.size() + 1 || !change.format().is_valid()) {
+    return Status::corruption(str_cat("expected family ", state_.families.size() + 1, ", got ",
+                                      change.id, ", ", describe(change.format())));
   }
   state_.families.push_back(std::make_shared<const DefineFamily>(change));
   return Status::ok();
@@ -370,7 +396,7 @@ Status Store::apply_one(const PutRows& change) {
     return Status::corruption(
         str_cat("partition ", change.partition, " or family ", change.family, " is not there"));
   }
-  const uint32_t row_bytes = row_bytes_of(*state_.families[change.family - 1]);
+  const uint64_t row_bytes = state_.families[change.family - 1]->format().row_bytes();
   Partition& partition = own_partition(change.partition);
   if (partition.columns.size() < change.family) partition.columns.resize(change.family);
   Column& column = partition.columns[change.family - 1];

@@ -17,9 +17,11 @@
 
 #include <condition_variable>
 #include <mutex>
+#include <tuple>
 #include <unordered_map>
 
 #include "storage/cuts.h"
+#include "storage/row_copy.h"
 #include "storage/row_reader.h"
 #include "storage/store_metrics.h"
 #include "storage/wal_writer.h"
@@ -49,6 +51,12 @@ struct NewTail {
   std::span<const uint32_t> tokens;               // after those
   std::span<const uint64_t> char_starts = {};     // none, or one a new token
   std::optional<std::string> metadata_json = {};  // of the partition, when it changes too
+};
+
+// What reencode() did.
+struct ReencodeReport {
+  uint64_t bytes_before = 0, bytes_after = 0;  // of their segment files
+  RoundingError error;
 };
 
 struct StoreStats {
@@ -95,10 +103,21 @@ class Store final : public RowReader {
   // A hidden partition is read as ever but not found by search().
   Status set_hidden(uint32_t partition, bool hidden);
 
-  // Rows for each node of `lod` that has at least one token.
-  Status define_rows(const std::string& name, uint8_t lod, RowType type, uint32_t width);
+  // Rows for each node of `lod` that has at least one token. `group_size` is of scaled types;
+  // 0 takes default_group_size.
+  Status define_rows(const std::string& name, uint8_t lod, RowType type, uint32_t width,
+                     uint32_t group_size = 0);
   // first == row_count: appends; first + count <= row_count: overwrites; else InvalidArgument.
-  Status put_rows(std::string_view family, uint32_t partition, uint64_t first, Bytes rows);
+  // Rows are in caller_format; they are rounded where the family is of fewer bits, and refused
+  // when a scaled family gets one that is not finite.
+  Status put_rows(std::string_view family, uint32_t partition, uint64_t first, Bytes rows,
+                  std::optional<RowType> as = {});
+  // Seals everything and rewrites the rows of a family of floats as `type`, those that are not so
+  // already. What is read keeps the family's declared format; rows put later lie as declared until
+  // this is called again. As crash-safe as a merge: all of them are rewritten or none.
+  // InvalidArgument, and no row changed, when one cannot be rounded to `type`.
+  // Cost: one read and one write of the rows; writers wait.
+  Result<ReencodeReport> reencode(std::string_view family, RowType type, uint32_t group_size = 0);
   // The family is gone; its name may be defined anew. Segments go at the next checkpoint.
   Status drop_rows(std::string_view family);
   // Its rows of one partition are gone.
@@ -150,6 +169,7 @@ class Store final : public RowReader {
   static Status require_identity(const Manifest& manifest, const Identity& wanted);
   Status load(Manifest manifest);
   Status load_segments();
+  Status require_known_rows(const Segment& segment) const;
   Status load_log();
   Status remove_leftovers();
   Status require_no_gaps() const;
@@ -179,21 +199,31 @@ class Store final : public RowReader {
   Status apply_one(const DropFamily& change);
   Status apply_one(const HidePartition& change);
 
+  // store_reencode.cc
+  Status require_scaled_rows();
+  Result<ReencodeReport> reencode_segments(const DefineFamily& family, const RowFormat& format);
+
   // store_checkpoint.cc
   using Segments = std::vector<std::shared_ptr<const Segment>>;
+  // Segments that may become one: of one family (0: postings) and one format.
+  using SegmentGroups = std::map<std::tuple<uint32_t, RowType, uint32_t>, Segments>;
   struct Sealing {
     std::vector<SegmentEntry> fresh;  // written but not yet named by a manifest
     Segments obsolete;
     bool clears_lexical_memory = false;
+    RoundingError rounding;
   };
   Status checkpoint_locked();
   Status seal_everything();
   Status merge_segments();
   Status rewrite_segments();
-  Status seal_rows(const DefineFamily& family, const Segments* merged, Sealing& sealing);
+  static SegmentGroups grouped(const Segments& segments);
+  Status seal_rows(const DefineFamily& family, const Segments* merged, const RowFormat& format,
+                   Sealing& sealing);
+  Status seal_merged(const Segments& segments, Sealing& sealing);
   Status seal_postings(std::string bytes, Sealing& sealing);
   Status seal_merged_postings(const Segments& merged, Sealing& sealing);
-  SegmentHeader new_segment(SegmentKind kind, const DefineFamily* family, uint64_t data_bytes);
+  SegmentHeader new_segment(uint64_t data_bytes);
   Status publish(const Manifest& manifest);
   Status install(Sealing& sealing);
   Manifest next_manifest() const;

@@ -23,10 +23,18 @@ class BackupWriter {
   Result<Manifest> write(const StoreState& state) {
     for (const auto& family : state.families) {
       manifest_.families.push_back(*family);
-      const RowCopy copy{*family, state.partitions, [](const Run&) { return true; },
-                         [&](uint64_t bytes) { return header(family.get(), bytes); }};
-      MC_ASSIGN_OR_RETURN(const auto entry, copy_rows(env_, path_, copy));
-      if (entry) manifest_.segments.push_back(*entry);
+      if (is_scaled(family->type)) manifest_.features |= kScaledRows;
+      for (const RowFormat& format : formats_of(*family, state.partitions)) {
+        if (is_scaled(format.type)) manifest_.features |= kScaledRows;
+        const auto lies_so = [&](const Run& run) {
+          return format_of(run, family->format()) == format;
+        };
+        const RowCopy copy{*family, state.partitions, format, lies_so, [&](uint64_t bytes) {
+                             return of_rows(header(bytes), family->id, family->lod, format);
+                           }};
+        MC_ASSIGN_OR_RETURN(const auto entry, copy_rows(env_, path_, copy));
+        if (entry) manifest_.segments.push_back(*entry);
+      }
     }
     for (const auto& partition : state.partitions) {
       manifest_.partitions.push_back(*partition->about);
@@ -53,27 +61,24 @@ class BackupWriter {
       entries.push_back({run.partition, 0, run.first_block, run.document_count});
     }
     MC_ASSIGN_OR_RETURN(auto writer,
-                        SegmentWriter::create(env_, path_, header(nullptr, bytes.size()), entries));
+                        SegmentWriter::create(env_, path_, header(bytes.size()), entries));
     MC_RETURN_IF_ERROR(writer.append(bytes_of(bytes)));
     MC_ASSIGN_OR_RETURN(const SegmentEntry entry, writer.finish());
     manifest_.segments.push_back(entry);
     return Status::ok();
   }
 
-  SegmentHeader header(const DefineFamily* family, uint64_t data_bytes) {
+  // Of postings, until of_rows says otherwise.
+  SegmentHeader header(uint64_t data_bytes) {
     SegmentHeader header;
     header.segment_id = manifest_.next_segment_id++;
     header.store_id = manifest_.store_id;
     header.page_bytes = page_bytes_;
     header.data_bytes = data_bytes;
     header.created_ms = manifest_.created_ms;
-    header.kind = family == nullptr ? SegmentKind::kPostings : SegmentKind::kRows;
-    header.row_bytes = family == nullptr ? 1 : row_bytes_of(*family);
-    header.lod = family == nullptr ? 1 : family->lod;
-    if (family != nullptr) {
-      header.family = family->id;
-      header.type = family->type;
-    }
+    header.kind = SegmentKind::kPostings;
+    header.row_bytes = 1;
+    header.lod = 1;
     return header;
   }
 

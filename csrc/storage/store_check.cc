@@ -39,7 +39,14 @@ Status Store::check() const {
                                         manifest_.generation, ", got ", manifest.generation));
     }
   }
-  for (const auto& segment : segments_) MC_RETURN_IF_ERROR(segment->verify_all());
+  for (const auto& segment : segments_) {
+    MC_RETURN_IF_ERROR(segment->verify_all());
+    const SegmentHeader& header = segment->header();
+    if (!is_scaled(header.type)) continue;
+    const uint32_t width = state_.families[header.family - 1]->width;
+    const Status sound = check_rows(header.row_format(width), segment->row_bytes());
+    if (!sound.is_ok()) return Status::corruption(str_cat(segment->path(), ": ", sound.message()));
+  }
   MC_RETURN_IF_ERROR(require_no_gaps());
   MC_RETURN_IF_ERROR(state_.lexical.sealed().views().status());
   for (const auto& partition : state_.partitions) {

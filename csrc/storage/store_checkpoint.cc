@@ -9,35 +9,31 @@
 
 namespace mc {
 
-SegmentHeader Store::new_segment(SegmentKind kind, const DefineFamily* family,
-                                 uint64_t data_bytes) {
+// Of postings, until of_rows says otherwise.
+SegmentHeader Store::new_segment(uint64_t data_bytes) {
   SegmentHeader header;
   header.segment_id = manifest_.next_segment_id++;
   header.store_id = manifest_.store_id;
-  header.kind = kind;
+  header.kind = SegmentKind::kPostings;
   header.page_bytes = options_.page_bytes;
   header.data_bytes = data_bytes;
   header.created_ms = env_->now_ms();
   header.row_bytes = 1;
   header.lod = 1;
-  if (family != nullptr) {
-    header.family = family->id;
-    header.type = family->type;
-    header.lod = family->lod;
-    header.row_bytes = row_bytes_of(*family);
-  }
   return header;
 }
 
 // Writes what is in memory (merged == nullptr), or what still shows of the `merged` segments.
-Status Store::seal_rows(const DefineFamily& family, const Segments* merged, Sealing& sealing) {
-  const RowCopy copy{
-      family, state_.partitions,
-      [merged](const Run& run) {
-        if (merged == nullptr) return run.extent != nullptr;
-        return std::find(merged->begin(), merged->end(), run.segment) != merged->end();
-      },
-      [&](uint64_t data_bytes) { return new_segment(SegmentKind::kRows, &family, data_bytes); }};
+Status Store::seal_rows(const DefineFamily& family, const Segments* merged, const RowFormat& format,
+                        Sealing& sealing) {
+  const auto wanted = [merged](const Run& run) {
+    if (merged == nullptr) return run.extent != nullptr;
+    return std::find(merged->begin(), merged->end(), run.segment) != merged->end();
+  };
+  const auto header = [&](uint64_t data_bytes) {
+    return of_rows(new_segment(data_bytes), family.id, family.lod, format);
+  };
+  const RowCopy copy{family, state_.partitions, format, wanted, header, &sealing.rounding};
   MC_ASSIGN_OR_RETURN(const auto entry, copy_rows(env_, path_, copy));
   if (entry) sealing.fresh.push_back(*entry);
   return Status::ok();
@@ -51,10 +47,8 @@ Status Store::seal_postings(std::string bytes, Sealing& sealing) {
   for (const DocumentRun& run : view.runs()) {
     entries.push_back({run.partition, 0, run.first_block, run.document_count});
   }
-  MC_ASSIGN_OR_RETURN(
-      auto writer,
-      SegmentWriter::create(env_, path_, new_segment(SegmentKind::kPostings, nullptr, bytes.size()),
-                            entries));
+  MC_ASSIGN_OR_RETURN(auto writer,
+                      SegmentWriter::create(env_, path_, new_segment(bytes.size()), entries));
   MC_RETURN_IF_ERROR(writer.append(bytes_of(bytes)));
   MC_ASSIGN_OR_RETURN(const SegmentEntry entry, writer.finish());
   sealing.fresh.push_back(entry);
@@ -93,7 +87,7 @@ Status Store::seal_everything() {
     }
   }
   for (const auto& family : state_.families) {
-    MC_RETURN_IF_ERROR(failed(seal_rows(*family, nullptr, sealing)));
+    MC_RETURN_IF_ERROR(failed(seal_rows(*family, nullptr, family->format(), sealing)));
   }
   if (state_.lexical.unsealed_block_count() > 0) {
     auto bytes = state_.lexical.unsealed_postings();
@@ -175,14 +169,34 @@ void Store::tell_read_path() {
   state_.read_path->set_segment_bytes(byte_count);
 }
 
-// Where a family has too many segments, its smallest become one: each row is rewritten about
+Store::SegmentGroups Store::grouped(const Segments& segments) {
+  SegmentGroups groups;
+  for (const auto& segment : segments) {
+    const SegmentHeader& header = segment->header();
+    groups[{header.family, header.type, header.group_size}].push_back(segment);
+  }
+  return groups;
+}
+
+// Segments of one group become one.
+Status Store::seal_merged(const Segments& segments, Sealing& sealing) {
+  const SegmentHeader& first = segments.front()->header();
+  if (first.kind == SegmentKind::kPostings) {
+    MC_RETURN_IF_ERROR(seal_merged_postings(segments, sealing));
+  } else {
+    const DefineFamily& family = *state_.families[first.family - 1];
+    MC_RETURN_IF_ERROR(seal_rows(family, &segments, first.row_format(family.width), sealing));
+  }
+  sealing.obsolete.insert(sealing.obsolete.end(), segments.begin(), segments.end());
+  return Status::ok();
+}
+
+// Where a group has too many segments, its smallest become one: each row is rewritten about
 // log2(rows) times over the life of a store.
 Status Store::merge_segments() {
-  std::vector<Segments> by_family(state_.families.size() + 1);  // [0]: postings
-  for (const auto& segment : segments_) by_family[segment->header().family].push_back(segment);
   Sealing sealing;
-  for (size_t family = 0; family < by_family.size(); ++family) {
-    Segments& segments = by_family[family];
+  SegmentGroups groups = grouped(segments_);
+  for (auto& [group, segments] : groups) {
     if (segments.size() <= options_.most_segments_per_family) continue;
     std::sort(segments.begin(), segments.end(), [](const auto& a, const auto& b) {
       return a->header().data_bytes < b->header().data_bytes;
@@ -194,12 +208,7 @@ Status Store::merge_segments() {
       sum += next;
     }
     segments.resize(count);
-    if (family > 0) {
-      MC_RETURN_IF_ERROR(seal_rows(*state_.families[family - 1], &segments, sealing));
-    } else {
-      MC_RETURN_IF_ERROR(seal_merged_postings(segments, sealing));
-    }
-    sealing.obsolete.insert(sealing.obsolete.end(), segments.begin(), segments.end());
+    MC_RETURN_IF_ERROR(seal_merged(segments, sealing));
     metrics_->merge_count.add();
   }
   return sealing.obsolete.empty() ? Status::ok() : install(sealing);

@@ -58,31 +58,24 @@ Status Store::rewrite_segments() {
     for (const auto& family : state_.families) {
       for (const Run& run : partition->column(family->id).runs()) {
         if (run.segment == nullptr) continue;
-        shown_bytes[run.segment.get()] += (run.end - run.first) * row_bytes_of(*family);
+        shown_bytes[run.segment.get()] += (run.end - run.first) * run.row_bytes;
       }
     }
   }
   const LexicalIndex& lexical = state_.lexical;
   MC_ASSIGN_OR_RETURN(const auto masks, lexical.masks().masks());
-  std::vector<Segments> dirty(state_.families.size() + 1);  // [0]: postings
+  Segments dirty;
   for (size_t i = 0; i < masks.size(); ++i) {
-    if (masks[i].dead_count > 0) dirty[0].push_back(lexical.sealed().segments()[i]);
+    if (masks[i].dead_count > 0) dirty.push_back(lexical.sealed().segments()[i]);
   }
   for (const auto& segment : segments_) {
     const SegmentHeader& header = segment->header();
     const bool is_rows = header.kind == SegmentKind::kRows;
-    if (is_rows && shown_bytes[segment.get()] != header.data_bytes) {
-      dirty[header.family].push_back(segment);
-    }
+    if (is_rows && shown_bytes[segment.get()] != header.data_bytes) dirty.push_back(segment);
   }
   Sealing sealing;
-  MC_RETURN_IF_ERROR(seal_merged_postings(dirty[0], sealing));
-  for (const auto& family : state_.families) {
-    if (dirty[family->id].empty()) continue;
-    MC_RETURN_IF_ERROR(seal_rows(*family, &dirty[family->id], sealing));
-  }
-  for (const Segments& segments : dirty) {
-    sealing.obsolete.insert(sealing.obsolete.end(), segments.begin(), segments.end());
+  for (const auto& [group, segments] : grouped(dirty)) {
+    MC_RETURN_IF_ERROR(seal_merged(segments, sealing));
   }
   return sealing.obsolete.empty() ? Status::ok() : install(sealing);
 }

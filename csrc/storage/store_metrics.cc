@@ -39,6 +39,13 @@ void list_writes(const StoreMetrics& from, MetricList& list) {
   list.counter("merge_count", "1", "small segments made one", from.merge_count.value());
   list.counter("reclaimed_bytes", "bytes", "of segment files that were removed",
                from.reclaimed_bytes.value());
+  list.counter("reencode_count", "1", "families whose sealed rows were re-encoded",
+               from.reencode_count.value());
+  list.counter("reencoded_rows", "1", "sealed rows that were re-encoded",
+               from.reencoded_rows.value());
+  list.counter("reencode_saved_bytes", "bytes", "of segment files, by re-encoding",
+               from.reencode_saved_bytes.value());
+  list.histogram("reencode_latency_us", "us", "of re-encoding a family", from.reencode_latency_us);
 }
 
 }  // namespace

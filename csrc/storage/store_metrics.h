@@ -37,7 +37,8 @@ struct StoreMetrics {
   Counter prefetch_count, prefetch_pages, prefetch_cancelled_count;
   // writes
   Counter commit_count, checkpoint_count, merge_count, reclaimed_bytes;
-  Histogram commit_latency_us, sync_latency_us, checkpoint_latency_us;
+  Counter reencode_count, reencoded_rows, reencode_saved_bytes;
+  Histogram commit_latency_us, sync_latency_us, checkpoint_latency_us, reencode_latency_us;
 
   Counter& family_bytes(uint32_t id) {
     return family_read_bytes[id < kFamilies ? id : kFamilies - 1];

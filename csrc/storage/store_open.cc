@@ -160,6 +160,22 @@ Status Store::load(Manifest manifest) {
   return unsealed_bytes_ < options_.unsealed_bytes ? Status::ok() : checkpoint_locked();
 }
 
+// Whether the manifest has the family, and its rows may lie as they do here.
+Status Store::require_known_rows(const Segment& segment) const {
+  const SegmentHeader& header = segment.header();
+  if (header.kind == SegmentKind::kPostings) return Status::ok();
+  if (header.family < 1 || header.family > state_.families.size()) {
+    return Status::corruption(
+        str_cat(segment.path(), ":40: expected a family of the manifest, got ", header.family));
+  }
+  const RowFormat declared = state_.families[header.family - 1]->format();
+  const RowFormat held = header.row_format(declared.width);
+  const bool fits = held == declared || (held.holds_floats() && declared.holds_floats());
+  if (fits && held.is_valid() && header.row_bytes == held.row_bytes()) return Status::ok();
+  return Status::corruption(str_cat(segment.path(), ":45: expected rows of ", describe(declared),
+                                    ", got ", describe(held), " of ", header.row_bytes, " bytes"));
+}
+
 Status Store::load_segments() {
   Segments postings;
   for (const SegmentEntry& entry : manifest_.segments) {
@@ -168,13 +184,11 @@ Status Store::load_segments() {
     const SegmentHeader& header = segment->header();
     const std::byte* rows = segment->rows();
     const bool is_rows = header.kind == SegmentKind::kRows;
-    const bool known =
-        !is_rows || (header.family >= 1 && header.family <= state_.families.size() &&
-                     header.row_bytes == row_bytes_of(*state_.families[header.family - 1]));
+    MC_RETURN_IF_ERROR(require_known_rows(*segment));
     for (const RunEntry& run : segment->runs()) {
-      if (!known || run.partition >= state_.partitions.size()) {
+      if (run.partition >= state_.partitions.size()) {
         return Status::corruption(
-            str_cat(segment->path(), ":40: expected a family and ", "partitions of the manifest"));
+            str_cat(segment->path(), ":128: expected partitions of the manifest"));
       }
       if (is_rows) {
         rows += attach_run(segment, run, rows);

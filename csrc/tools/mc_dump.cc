@@ -25,7 +25,7 @@ std::string hex(const StoreId& id) {
 
 std::string describe(const DefineFamily& change) {
   return str_cat("define family ", change.id, " '", change.name, "' lod ", int{change.lod}, " ",
-                 row_type_name(change.type), " width ", change.width);
+                 describe(change.format()));
 }
 std::string describe(const AddPartition& change) {
   return str_cat("add partition ", change.id, " '", change.source, "' ", change.metadata_json);
@@ -89,9 +89,11 @@ Status dump_segment(Bytes bytes) {
   MC_ASSIGN_OR_RETURN(const SegmentHeader header, decode_segment_header(bytes));
   MC_ASSIGN_OR_RETURN(const auto runs, decode_runs(header, bytes.subspan(header.header_bytes)));
   const bool is_rows = header.kind == SegmentKind::kRows;
+  const std::string group = header.group_size == 0 ? "" : str_cat(" group ", header.group_size);
   std::cout << "  store " << hex(header.store_id) << ", segment " << header.segment_id << ", "
             << (is_rows ? str_cat("rows of family ", header.family, " lod ", int{header.lod}, " ",
-                                  row_type_name(header.type), ", ", header.row_bytes, " bytes each")
+                                  row_type_name(header.type), group, ", ", header.row_bytes,
+                                  " bytes each")
                         : std::string("postings"))
             << ", " << header.page_count() << " pages of " << header.page_bytes << " bytes\n";
   for (const RunEntry& run : runs) {

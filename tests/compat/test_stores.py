@@ -1,7 +1,8 @@
 """Stores that released versions wrote open for ever.
 
 `stores/v1` was written by `write_store` below with the first version of the format, `stores/v2` by
-it and `take_away` with the second. They are never written again: a new format adds a folder.
+it and `take_away` with the second, `stores/v2-scaled` by these and `put_scaled` with its first
+feature. They are never written again: a new format adds a folder.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import megacontext_ext as mx
 
 STORES = Path(__file__).parent / "stores"
 DTYPES = {"f32": "f4", "bf16": "u2", "f16": "f2", "i8": "i1", "u8": "u1"}
+SCALED = {"q8": 0.006, "e4m3": 0.05, "q4": 0.1}  # the largest error of `scaled_rows`
 OPTIONS = mx.StoreOptions(wal_first_file_bytes=16384, wal_most_file_bytes=16384)
 TEXTS = [f"block number {i}" for i in range(32)]
 TAIL_TEXTS = ["only here: quokka", "and more"]
@@ -62,6 +64,36 @@ def take_away(path: Path) -> None:
         store.erase_partition(fourth)
 
 
+def scaled_rows() -> np.ndarray:
+    return np.sin(np.arange(32 * 10, dtype=np.float32)).reshape(32, 10)
+
+
+def put_scaled(path: Path) -> None:
+    """Families of scaled types, sealed and in the WAL, and a plain one that was re-encoded."""
+    with mx.Store.open(path, options=OPTIONS) as store:
+        for dtype in SCALED:
+            store.define_rows(dtype, 1, dtype, 10, 4)
+            store.put_rows(dtype, 0, 0, scaled_rows()[:20])
+        store.define_rows("cold", 1, "bf16", 10)
+        store.put_rows("cold", 0, 0, scaled_rows()[:20])
+        store.reencode("cold", "q8")
+        for name in (*SCALED, "cold"):
+            store.put_rows(name, 0, 20, scaled_rows()[20:])
+        store.define_rows("late-q8", 1, "q8", 10)
+        store.put_rows("late-q8", 0, 0, scaled_rows()[:1])
+
+
+def compare_scaled(store: mx.Store) -> None:
+    for name, most_error in {**SCALED, "cold": 0.01, "late-q8": 0.01}.items():
+        rows = store.read_rows(name, 0, 0, store.row_count(name, 0), dtype="f32")
+        assert len(rows) == (1 if name == "late-q8" else 32)
+        error = np.abs(rows - scaled_rows()[: len(rows)]).max()
+        assert most_error / 20 < error < most_error
+    assert store.read_rows("cold", 0, 0, 32).dtype == np.uint16
+    families = {family.name: family for family in store.row_families()}
+    assert [families[name].group_size for name in (*SCALED, "cold", "late-q8")] == [4, 4, 4, 0, 10]
+
+
 def compare_taken(store: mx.Store) -> None:
     third = store.partition(2)
     assert (third.source, third.token_count, third.hidden) == ("third.txt", 36, True)
@@ -92,7 +124,7 @@ def compare(store: mx.Store) -> None:
         if dtype == "f32":
             expected[5:7] = -1
         np.testing.assert_array_equal(store.read_rows(dtype, 0, 0, 32), expected)
-    assert [f.name for f in store.row_families()] == [*DTYPES, "late"]
+    assert [f.name for f in store.row_families()][:6] == [*DTYPES, "late"]
     assert store.search("quokka", 3)[0].tolist() == [1]
     assert store.search("17", 3)[1].tolist() == [17]
     store.check()
@@ -104,12 +136,16 @@ def test_a_store_of_every_released_format_opens_reads_and_grows(version, tmp_pat
         compare(store)
         if version != "v1":
             compare_taken(store)
+        if version == "v2-scaled":
+            compare_scaled(store)
     copy = tmp_path / version
     shutil.copytree(STORES / version, copy)
     with mx.Store.open(copy) as store:
         compare(store)
         store.append_tokens(1, [70])
         store.checkpoint()
+        if version == "v2-scaled":
+            compare_scaled(store)
         assert store.read_tokens(1, 69, 71).tolist() == [69, 70]
         store.check()
 
@@ -117,6 +153,8 @@ def test_a_store_of_every_released_format_opens_reads_and_grows(version, tmp_pat
 def test_the_writer_of_the_golden_store_still_means_the_same(tmp_path):
     write_store(tmp_path / "fresh")
     take_away(tmp_path / "fresh")
+    put_scaled(tmp_path / "fresh")
     with mx.Store.open(tmp_path / "fresh") as store:
         compare(store)
         compare_taken(store)
+        compare_scaled(store)

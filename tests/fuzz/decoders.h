@@ -153,12 +153,20 @@ inline std::vector<Input> seeds() {
   const uint32_t rows[3] = {1, 2, 3};
   const RecordParts record({DefineFamily{3, 1, RowType::kF32, 3, "gist"},
                             AddPartition{0, 1, "a", "{}"}, SetMetadata{0, "{\"x\": 2}"},
-                            PutRows{1, 0, 0, 3, std::as_bytes(std::span(rows))}, CloseStore{}});
+                            PutRows{1, 0, 0, 3, std::as_bytes(std::span(rows))}, CloseStore{},
+                            DefineFamily{4, 1, RowType::kQ4, 9, "small", 0, 4}});
   Input joined = {std::byte{6}};
   for (Bytes part : record.parts()) joined.insert(joined.end(), part.begin(), part.end());
   found.push_back(joined);
   add(8, {bytes_of("MCPOST")});
   add(10, {bytes_of(wal_file_name(7))});
+  manifest.features = kScaledRows;
+  manifest.families.push_back({3, 1, RowType::kQ8, 64, "small", 0, 32});
+  add(1, {encode_manifest(manifest)});
+  SegmentHeader scaled = of_rows(header, 3, 1, {RowType::kQ8, 64, 32});
+  scaled.data_bytes = 22 * scaled.row_bytes;
+  scaled = seal(lay_out(scaled, runs));
+  add(3, {bytes_of_struct(scaled), std::as_bytes(std::span(runs))});
   return found;
 }
 

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from megacontext_ext import Store
 from megacontext_ext.errors import InvalidArgument
 from megacontext_ext.ops.page_gather import page_gather, page_scatter
 
@@ -22,6 +23,12 @@ FORMATS: dict[str, torch.dtype] = {
     "bf16": torch.bfloat16,
     "f16": torch.float16,
     "int8": torch.int8,
+}
+_NUMPY: dict[str, type[np.generic]] = {
+    "f32": np.float32,
+    "bf16": np.uint16,
+    "f16": np.float16,
+    "u8": np.uint8,
 }
 _SCALE_BYTES = 4  # float32, one for each row of E codes
 
@@ -50,6 +57,23 @@ class PageCodec:
         self.shape = shape
         self._width = shape[-1]
         self._numbers = int(np.prod(shape))
+
+    def define_rows(self, store: Store, name: str) -> np.dtype[Any]:
+        """Defines the family `name` of pages; the dtype that the store takes and gives them in.
+
+        Numbers are declared as such, so that the engine can keep cold ones in fewer bits
+        (Store.reencode). int8 pages, and families of earlier versions, are bytes to it.
+        """
+        if all(family.name != name for family in store.row_families()):
+            if self.format == "int8":
+                store.define_rows(name, 1, "u8", self.row_bytes)
+            else:
+                store.define_rows(name, 1, self.format, self._numbers)
+        (family,) = (family for family in store.row_families() if family.name == name)
+        if family.row_bytes != self.row_bytes:
+            raise InvalidArgument(f"[paged] rows of {name!r} must have {self.row_bytes} bytes, "
+                                  f"{store.path} has {family.row_bytes}")  # fmt: skip
+        return np.dtype(_NUMPY[family.dtype])
 
     @property
     def row_bytes(self) -> int:

@@ -68,7 +68,7 @@ class BlockRows:
         self._writer = writer
         self._pending: dict[tuple[int, int], Rows] = {}
         self._lock = threading.Lock()
-        store.define_rows(name, 1, "u8", codec.row_bytes)
+        self._dtype = codec.define_rows(store, name)
 
     def count(self, partition: int) -> int:
         """Blocks that have their row in the store."""
@@ -81,7 +81,7 @@ class BlockRows:
             self._pending.update(zip(keys, rows, strict=True))
 
         def write() -> None:
-            self._store.put_rows(self.name, partition, first, rows)
+            self._store.put_rows(self.name, partition, first, rows.view(self._dtype))
             with self._lock:
                 for key in keys:
                     self._pending.pop(key, None)
@@ -101,7 +101,8 @@ class BlockRows:
             return self.codec.decode(np.stack(there), dtype)
         if there:
             self._writer.drain()
-        return self.codec.decode(self._store.read_rows(self.name, partition, start, end), dtype)
+        rows = self._store.read_rows(self.name, partition, start, end)
+        return self.codec.decode(rows.view(np.uint8), dtype)
 
 
 class PageStore:

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,13 +89,9 @@ class ShownGists:
         """[places, D] float32: rows of the nodes of `lod` that cover tokens [start, end)."""
         record = self._by_lod[lod]
         span = K**lod
-        rows = store.read_rows(record.family, partition, start // span, end // span)
-        nodes = len(rows)
-        if rows.dtype == np.uint16:  # the bits of bfloat16
-            vectors = torch.from_numpy(rows.view(np.int16).copy()).view(torch.bfloat16).float()
-        else:
-            vectors = torch.from_numpy(rows.astype(np.float32))
-        return vectors.reshape(nodes * record.places, -1)
+        first, last = start // span, end // span
+        rows = store.read_rows(record.family, partition, first, last, dtype="f32")
+        return torch.from_numpy(rows).reshape(len(rows) * record.places, -1)
 
 
 def _is_filled(store: Store, record: GistRecord) -> bool:

@@ -20,7 +20,7 @@ from megacontext.config import K
 from megacontext.models import TokenArray
 from megacontext_ext import Store
 from megacontext_ext.errors import InvalidArgument
-from megacontext_ext.store import RowDtype
+from megacontext_ext.store import SCALED_DTYPES, FloatDtype, RowDtype
 
 # Tokens whose rows are made and committed at once.
 _BATCH_TOKENS = 1 << 16
@@ -41,7 +41,8 @@ class RowMaker(Protocol):
     def width(self) -> int: ...
 
     def rows(self, tokens: TokenArray) -> NDArray[Any]:
-        """Rows [N, width] of whole nodes from their tokens [N, K**lod]."""
+        """Rows [N, width] of whole nodes from their tokens [N, K**lod]; in `dtype` (bf16: its bits
+        as uint16), float32 where that is q8, e4m3 or q4."""
         ...
 
 
@@ -102,7 +103,8 @@ def lazy_rows(store: Store, maker: RowMaker, partition: int, start: int, end: in
     family, span = family_name(maker.name, maker.version), K**maker.lod
     known = any(found.name == family for found in store.row_families())
     there = min(max(store.row_count(family, partition) if known else 0, start), end)
-    stored = [store.read_rows(family, partition, start, there)] if there > start else []
+    dtype: FloatDtype | None = "f32" if maker.dtype in SCALED_DTYPES else None
+    stored = [store.read_rows(family, partition, start, there, dtype)] if there > start else []
     if there < end:
         tokens = store.read_tokens(partition, there * span, end * span)
         stored.append(maker.rows(tokens.reshape(-1, span)))

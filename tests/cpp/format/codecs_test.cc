@@ -80,13 +80,14 @@ TEST(Codecs, records_round_trip) {
       {DefineFamily{3, 1, RowType::kBf16, 64, "gist"}, AddPartition{0, 1234, "a.txt", "{}"},
        SetMetadata{0, "{1}"}, PutRows{1, 0, 10, 3, std::as_bytes(std::span(tokens))},
        IndexBlocks{0, 5, 2, 1, terms.bytes()}, CloseStore{}, CutPartition{4, 2, 77},
-       ErasePartition{5}, DropFamily{3}, HidePartition{6, true}});
+       ErasePartition{5}, DropFamily{3}, HidePartition{6, true},
+       DefineFamily{4, 2, RowType::kQ4, 100, "small", 0, 32}});
   std::vector<std::byte> bytes;
   for (Bytes part : record.parts()) bytes.insert(bytes.end(), part.begin(), part.end());
   ASSERT_EQ(bytes.size(), record.byte_count());
   const auto changes = decode_record(bytes);
   ASSERT_TRUE(changes.is_ok()) << changes.status().to_string();
-  ASSERT_EQ(changes.value().size(), 10u);
+  ASSERT_EQ(changes.value().size(), 11u);
   EXPECT_EQ(std::get<DefineFamily>(changes.value()[0]).name, "gist");
   EXPECT_EQ(std::get<AddPartition>(changes.value()[1]).created_ms, 1234u);
   EXPECT_EQ(std::get<SetMetadata>(changes.value()[2]).metadata_json, "{1}");
@@ -101,6 +102,8 @@ TEST(Codecs, records_round_trip) {
   EXPECT_EQ(std::get<ErasePartition>(changes.value()[7]).partition, 5u);
   EXPECT_EQ(std::get<DropFamily>(changes.value()[8]).family, 3u);
   EXPECT_TRUE(std::get<HidePartition>(changes.value()[9]).hidden);
+  EXPECT_EQ(std::get<DefineFamily>(changes.value()[10]).format(),
+            (RowFormat{RowType::kQ4, 100, 32}));
   bytes[0] = std::byte{77};
   EXPECT_EQ(decode_record(bytes).status().code(), StatusCode::kCorruption);
 }
@@ -137,6 +140,49 @@ TEST(Codecs, segment_headers_round_trip) {
   expect_every_flip_refused(bytes, [](Bytes b) { return decode_segment_header(b); });
   const auto table = copy(std::as_bytes(std::span(runs)));
   expect_every_flip_refused(table, [&](Bytes b) { return decode_runs(sealed, b); });
+}
+
+TEST(Codecs, a_segment_of_scaled_rows_says_so_where_older_readers_look) {
+  SegmentHeader header;
+  header.page_bytes = 512;
+  header = of_rows(header, 7, 1, {RowType::kQ8, 12, 4});
+  EXPECT_EQ(header.row_bytes, 3u * 4 + 12);
+  header.data_bytes = header.row_bytes * 10;
+  const std::vector<RunEntry> runs = {{0, 0, 0, 10}};
+  SegmentHeader sealed = seal(lay_out(header, runs));
+  EXPECT_EQ(sealed.features, kScaledSegment);
+  EXPECT_EQ(decode_segment_header(bytes_of_struct(sealed)).value().row_format(12),
+            (RowFormat{RowType::kQ8, 12, 4}));
+  sealed.features = 2;
+  EXPECT_EQ(decode_segment_header(bytes_of_struct(seal(sealed))).status().code(),
+            StatusCode::kUnsupported);
+  for (const auto& [type, features, group] : {std::tuple{RowType::kQ8, 0u, 4u},
+                                              {RowType::kQ8, 1u, 0u},
+                                              {RowType::kF32, 1u, 0u},
+                                              {RowType::kF32, 0u, 4u},
+                                              {static_cast<RowType>(11), 0u, 0u}}) {
+    sealed.type = type;
+    sealed.features = features;
+    sealed.group_size = group;
+    EXPECT_EQ(decode_segment_header(bytes_of_struct(seal(sealed))).status().code(),
+              StatusCode::kCorruption);
+  }
+}
+
+TEST(Codecs, a_manifest_keeps_group_sizes_only_where_scaled_rows_may_be) {
+  Manifest manifest;
+  manifest.families = {{1, 0, RowType::kU32, 1, "tokens"},
+                       {2, 1, RowType::kE4m3, 64, "gist", 0, 16}};
+  const size_t without = encode_manifest(manifest).size();
+  manifest.features = kScaledRows;
+  const auto bytes = encode_manifest(manifest);
+  EXPECT_EQ(bytes.size(), without + 2 * sizeof(uint32_t));
+  const auto back = decode_manifest(bytes);
+  ASSERT_TRUE(back.is_ok()) << back.status().to_string();
+  EXPECT_EQ(back.value().features, kScaledRows);
+  EXPECT_EQ(back.value().families[1].format(), (RowFormat{RowType::kE4m3, 64, 16}));
+  manifest.features = 2;
+  EXPECT_EQ(decode_manifest(encode_manifest(manifest)).status().code(), StatusCode::kUnsupported);
 }
 
 TEST(Codecs, run_tables_out_of_order_are_refused) {

@@ -46,6 +46,8 @@ TEST(DecodersFuzz, every_seed_is_accepted_as_it_is_and_mutants_crash_nothing) {
   ASSERT_TRUE(decode_manifest(Bytes(seeds[0]).subspan(1)).is_ok());
   ASSERT_TRUE(decode_segment_header(Bytes(seeds[2]).subspan(1)).is_ok());
   ASSERT_TRUE(decode_record(Bytes(seeds[6]).subspan(1)).is_ok());
+  ASSERT_TRUE(decode_manifest(Bytes(seeds[9]).subspan(1)).is_ok());
+  ASSERT_TRUE(decode_segment_header(Bytes(seeds[10]).subspan(1)).is_ok());
   std::mt19937_64 random(1);
   Input input;
   for (uint64_t run = 0; run < runs; ++run) {

@@ -67,7 +67,7 @@ TEST(Layout, tables_equal_the_structs) {
               MC_FIELD(SegmentHeader, data_offset),  MC_FIELD(SegmentHeader, checksums_offset),
               MC_FIELD(SegmentHeader, file_bytes),   MC_FIELD(SegmentHeader, run_count),
               MC_FIELD(SegmentHeader, runs_crc),     MC_FIELD(SegmentHeader, features),
-              MC_FIELD(SegmentHeader, created_ms),   MC_FIELD(SegmentHeader, reserved2),
+              MC_FIELD(SegmentHeader, created_ms),   MC_FIELD(SegmentHeader, group_size),
               MC_FIELD(SegmentHeader, crc)}));
   EXPECT_EQ(tables.at("RunEntry"),
             (Fields{MC_FIELD(RunEntry, partition), MC_FIELD(RunEntry, reserved),
