@@ -42,7 +42,7 @@ PYTHON_MAY_IMPORT = {
     "runtime": {"config", "models", "gists", "lens"},
     "curate": {"config", "runtime"},
     "transfer": {"config", "models", "runtime"},
-    "keeping": {"config", "models", "runtime", "curate", "transfer"},
+    "keeping": {"config", "models", "remote", "runtime", "curate", "transfer"},
     "memory": {"config", "models", "gists", "lens", "remote", "runtime", "view", "keeping"},
     "train": {"config", "models", "gists", "lens", "runtime", "eval"},
     "eval": {"config", "models", "gists", "lens", "runtime", "memory"},

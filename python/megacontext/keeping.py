@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from megacontext.curate import forget_traces
+from megacontext.remote import EraseReport, erase_everywhere
 from megacontext.runtime import (
     BackgroundRefresh,
     Ingestor,
@@ -26,7 +27,7 @@ from megacontext.runtime import (
     text_source,
     update_metadata,
 )
-from megacontext.transfer import ImportReport, export_store, import_lines
+from megacontext.transfer import ImportReport, backup_memory, export_store, import_lines
 from megacontext_ext import Store
 from megacontext_ext.errors import InvalidArgument, NotFound
 
@@ -103,12 +104,13 @@ class Keeping:
         self._parts.access.forget(report.partition)
         return report
 
-    def forget(self, source: str, *, purge: bool = True) -> None:
+    def forget(self, source: str, *, purge: bool = True, everywhere: bool = False) -> None:
         """Erase a source: text, rows, terms, name and metadata. It is gone for every later reader
         when this returns. With `purge` so are its bytes from every file of the memory (cost: one
-        rewrite of the files that held any); without, they go with the next `purge`.
+        rewrite of the files that held any); without, they go with the next `purge`. With
+        `everywhere` they also go from the object stores, see `purge`.
 
-        Raises: NotFound for an unknown source, InvalidArgument for a read-only memory.
+        Raises: NotFound for an unknown source, InvalidArgument for a read-only memory; as `purge`.
         """
         self._writer("forget")
         with self._lock:
@@ -120,14 +122,24 @@ class Keeping:
             self._parts.history.refresh()
             self._parts.access.forget(known.id)
             forget_traces(self._store.path, source)
-            if purge:
-                self._store.purge()
+            if purge or everywhere:
+                self.purge(everywhere=everywhere)
 
-    def purge(self) -> None:
-        """Give back the bytes of everything that was erased, replaced or dropped."""
+    def purge(self, *, everywhere: bool = False) -> EraseReport | None:
+        """Give back the bytes of everything that was erased, replaced or dropped.
+
+        Args:
+            everywhere: also at every object store that this memory was ever pushed to, mirrors
+                included: the purged state is published, and everything else there is removed.
+
+        Raises: with `everywhere`, ErasureIncomplete when a store could not be cleaned (`remaining`
+        names what may still be there; call again when it is back), Fenced when another machine is
+        the writer now. This memory itself is purged all the same.
+        """
         self._writer("purge")
         with self._lock:
             self._store.purge()
+            return erase_everywhere(self._store.path) if everywhere else None
 
     def refresh(self, maker: RowMaker, seconds: float | None = None) -> RefreshReport:
         """Make the rows that `maker`'s version lacks, until all are there or the time is over; the
@@ -142,8 +154,9 @@ class Keeping:
         return self._background[-1]
 
     def backup(self, path: str | Path) -> None:
-        """Copy the memory as it is now to a new directory and check the copy; see Store.backup."""
-        self._store.backup(path)
+        """Copy the memory as it is now to a new directory, what lies beside it included, and check
+        the copy; see `backup_memory`."""
+        backup_memory(self._store, path)
 
     def export(self, out: TextIO, *, text: bool = True) -> int:
         """Write sources, tokens and metadata as JSON lines; returns the number of sources."""

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from megacontext.remote.errors import Fenced
+from megacontext.remote.errors import ErasureIncomplete, Fenced
 from megacontext.runtime import IngestProgress
 from megacontext_ext.errors import (
     Corruption,
@@ -62,7 +62,9 @@ def fail(error: MegaContextError, as_json: bool) -> NoReturn:
     """Say what went wrong and leave with its code."""
     code = next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
     if as_json:
-        show_json({"error": type(error).__name__, "message": str(error)})
+        told = {"error": type(error).__name__, "message": str(error)}
+        remaining = error.remaining if isinstance(error, ErasureIncomplete) else ()
+        show_json({**told, "remaining": list(remaining)} if remaining else told)
     notes.print(
         f"[bold red]{type(error).__name__}[/bold red] {error}", markup=True, highlight=False
     )

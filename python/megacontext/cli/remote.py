@@ -181,7 +181,7 @@ def gc(
     dry_run: Annotated[bool, typer.Option(help="Remove nothing, say what would go.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Remove what no commit names any more. The last step of an erasure: --grace-hours 0."""
+    """Remove what no commit names any more. To erase, see `purge`."""
     from megacontext.remote import Writer
     from megacontext.remote.collect import collect
 
@@ -199,6 +199,33 @@ def gc(
         console.print(
             f"{report.removed_objects} objects, {report.removed_bytes:,} bytes {would}; "
             f"{report.kept_objects} named, {report.young_objects} too young",
+            highlight=False,
+        )
+
+
+@remote_app.command()
+def purge(
+    memory: MemoryPath,
+    url: Annotated[
+        str | None, typer.Argument(help="Only this place; else all that it was ever pushed to.")
+    ] = None,
+    mirror: Mirrors = None,
+    as_json: Json = False,
+) -> None:
+    """Purge a memory here and in every object store: what was erased is nowhere any more."""
+    from megacontext.remote import erase, erase_everywhere
+    from megacontext_ext import Store
+
+    with guarded(as_json):
+        with Store.open(memory) as store:
+            store.purge()
+        report = erase_everywhere(memory) if url is None else erase(_open(url, mirror), memory)
+        if as_json:
+            show_json(report.to_json())
+            return
+        console.print(
+            f"{report.removed_objects} objects, {report.removed_bytes:,} bytes removed from "
+            f"{len(report.stores)} stores; nothing but the newest state is there",
             highlight=False,
         )
 

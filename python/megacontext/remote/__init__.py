@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from megacontext.remote.cache import Cache, View
-from megacontext.remote.errors import Fenced, ObjectExists, QuorumMissed, RemoteError
+from megacontext.remote.erase import EraseReport, erase, erase_everywhere
+from megacontext.remote.errors import (
+    ErasureIncomplete,
+    Fenced,
+    ObjectExists,
+    QuorumMissed,
+    RemoteError,
+)
 from megacontext.remote.objects import Objects, is_url, open_objects
 from megacontext.remote.place import Remote, open_remote
 from megacontext.remote.probe import Capabilities, probe
@@ -16,6 +23,8 @@ __all__ = [
     "Cache",
     "Capabilities",
     "Commit",
+    "EraseReport",
+    "ErasureIncomplete",
     "Fenced",
     "ObjectExists",
     "Objects",
@@ -26,6 +35,8 @@ __all__ = [
     "RemoteError",
     "View",
     "Writer",
+    "erase",
+    "erase_everywhere",
     "is_url",
     "open_objects",
     "open_remote",

@@ -18,7 +18,7 @@ from megacontext.remote.record import CONTENT_FOLDERS, Commit
 from megacontext.remote.writer import Writer
 from megacontext_ext.errors import InvalidArgument, NotFound
 
-__all__ = ["CollectReport", "collect"]
+__all__ = ["CollectReport", "collect", "collect_store"]
 
 _LEAST_GRACE_S = 3600.0
 _BATCH = 100
@@ -69,17 +69,21 @@ def collect(
         if there is None or there.commit_id != newest.commit_id:
             raise RemoteError(f"[gc] {store.url}: lacks generation {newest.generation}: "
                               "scrub --repair first")  # fmt: skip
-        _collect_store(remote, store, newest, grace, report)
+        collect_store(remote, store, newest, grace, report)
     return report
 
 
-def _collect_store(
+def collect_store(
     remote: Remote,
     store: Objects,
     newest: Commit,
     grace: float,
     report: CollectReport,
 ) -> None:
+    """The part of `collect` that concerns one store, whose newest commit is `newest`.
+
+    Raises: Fenced when a newer writer appears meanwhile; RemoteError.
+    """
     old = time.time() - grace
     going = []
     for folder in CONTENT_FOLDERS:

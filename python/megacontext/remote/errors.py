@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from megacontext_ext.errors import MegaContextError
 
-__all__ = ["Fenced", "ObjectExists", "QuorumMissed", "RemoteError"]
+__all__ = ["ErasureIncomplete", "Fenced", "ObjectExists", "QuorumMissed", "RemoteError"]
 
 
 class RemoteError(MegaContextError, OSError):
@@ -13,6 +13,17 @@ class RemoteError(MegaContextError, OSError):
 
 class QuorumMissed(RemoteError):
     """Fewer copies than the quorum took a write. Run `scrub --repair` when the stores are back."""
+
+
+class ErasureIncomplete(RemoteError):
+    """Some copies may still hold what was erased. Erase again when their stores are back.
+
+    `remaining` names every object that could not be shown to be gone.
+    """
+
+    def __init__(self, message: str, remaining: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.remaining = remaining
 
 
 class Fenced(MegaContextError, RuntimeError):

@@ -7,6 +7,7 @@ newest commit that any store shows, and each object from the first store that ha
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -66,6 +67,11 @@ class Remote:
     def url(self) -> str:
         """Of the deciding store."""
         return self.stores[0].url
+
+    @property
+    def digest(self) -> str:
+        """Of the deciding store's URL, for names of files."""
+        return hashlib.sha256(self.url.encode()).hexdigest()[:12]
 
     # ---- commits ----
 

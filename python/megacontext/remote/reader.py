@@ -10,7 +10,6 @@ with Reader(open_remote("s3://memories/notes")) as reader:
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
 
 from megacontext.remote.cache import Cache, FetchReport, View
 from megacontext.remote.errors import RemoteError
@@ -91,12 +90,7 @@ class Reader:
     def __enter__(self) -> Reader:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _now(self) -> View:

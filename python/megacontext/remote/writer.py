@@ -6,7 +6,6 @@ writer is refused with `Fenced`; its local store keeps everything it has.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import secrets
@@ -25,7 +24,7 @@ from megacontext.remote.sealed import Content, content_of, side_folder, write_js
 from megacontext_ext.errors import Corruption, InvalidArgument, NotFound
 from megacontext_ext.sealed import sealed_store
 
-__all__ = ["PushReport", "Writer", "promote"]
+__all__ = ["PushReport", "Writer", "promote", "written_places"]
 
 _ACQUIRE_ATTEMPTS = 8
 
@@ -46,7 +45,8 @@ class PushReport:
 @dataclass(frozen=True, slots=True)
 class _State:
     """What a directory remembers of its role; `commit_id` and `manifest` are of the last commit
-    that it published or was pulled from."""
+    that it published or was pulled from, `urls` all stores that it ever published to, the deciding
+    one first."""
 
     urls: list[str]
     epoch: int
@@ -254,9 +254,22 @@ def _require_same_history(
     )
 
 
+def written_places(path: str | Path) -> list[list[str]]:
+    """URLs of every place that this directory is the writer of, each with all its mirrors."""
+    found = []
+    for where in sorted(side_folder(path).glob("writer-*.json")):
+        state = _load_state(where)
+        if state.is_writer:
+            found.append(state.urls)
+    return found
+
+
 def _remember(remote: Remote, path: str | Path, commit: Commit) -> _State:
+    known = _read_state(remote, path)
+    urls = [store.url for store in remote.stores]
+    earlier = known.urls if known is not None else []
     state = _State(
-        [store.url for store in remote.stores],
+        [*urls, *(url for url in earlier if url not in urls)],
         commit.epoch,
         commit.writer,
         commit.commit_id,
@@ -268,15 +281,16 @@ def _remember(remote: Remote, path: str | Path, commit: Commit) -> _State:
 
 def _state_path(remote: Remote, path: str | Path) -> Path:
     """One file for each URL, so that a store may be pushed to several."""
-    digest = hashlib.sha256(remote.url.encode()).hexdigest()[:12]
-    return side_folder(path) / f"writer-{digest}.json"
+    return side_folder(path) / f"writer-{remote.digest}.json"
 
 
 def _read_state(remote: Remote, path: str | Path) -> _State | None:
     where = _state_path(remote, path)
+    return _load_state(where) if where.exists() else None
+
+
+def _load_state(where: Path) -> _State:
     try:
         return _State(**json.loads(where.read_text()))
-    except FileNotFoundError:
-        return None
     except (ValueError, TypeError) as error:
         raise Corruption(f"{where}:0: expected the state of a writer, got {error!r}") from error

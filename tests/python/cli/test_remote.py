@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from megacontext.cli.main import app
+from megacontext_ext import Store
 
 ROOT = Path(__file__).resolve().parents[3]
 FILLER = "Every record has a checksum, so a torn write is seen and cut away. " * 60
@@ -130,3 +131,40 @@ def test_two_machines_share_one_memory_and_one_dies(tiny_folder):
         "nothing lost",
     ):
         assert fact in told
+
+
+def test_what_was_erased_here_is_erased_everywhere(run, memory, tmp_path):
+    url, mirror = f"file://{tmp_path}/place", f"file://{tmp_path}/mirror"
+
+    def push() -> None:
+        assert run("remote", "push", memory, url, "--mirror", mirror).exit_code == 0
+
+    def holding(word: bytes) -> set[str]:
+        files = [file for name in ("place", "mirror") for file in (tmp_path / name).rglob("*")]
+        return {str(file) for file in files if file.is_file() and word in file.read_bytes()}
+
+    push()
+    with Store.open(memory) as store:
+        gone = store.add_partition("secret-name.txt")
+        store.append_tokens(gone, [7] * 40)
+    push()
+    assert len(holding(b"secret-name")) == 2
+    with Store.open(memory) as store:
+        store.erase_partition(gone)
+    moved = tmp_path / "mirror-away"
+    (tmp_path / "mirror").rename(moved)
+    (tmp_path / "mirror").write_text("no folder any more")
+    failed = run("remote", "purge", memory, "--json")
+    assert failed.exit_code == 1
+    told = json.loads(failed.stdout)
+    assert told["error"] == "ErasureIncomplete"
+    assert told["remaining"]
+    assert all(name.startswith(mirror) for name in told["remaining"])
+    (tmp_path / "mirror").unlink()
+    moved.rename(tmp_path / "mirror")
+    assert {name.split("/")[-3] for name in holding(b"secret-name")} == {"mirror"}
+    report = json.loads(run("remote", "purge", memory, "--json").stdout)
+    assert report["stores"] == [url, mirror]
+    assert holding(b"secret-name") == set()
+    shown = run("remote", "purge", memory, url, "--mirror", mirror)
+    assert "0 objects, 0 bytes removed from 2 stores" in shown.stdout
