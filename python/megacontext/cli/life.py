@@ -152,8 +152,10 @@ def backup(
     as_json: Json = False,
 ) -> None:
     """Copy a memory, rows and all, and check the copy. Others may write meanwhile."""
+    from megacontext.transfer import backup_memory
+
     with guarded(as_json), Store.open(memory, read_only=True) as store:
-        store.backup(target)
+        backup_memory(store, target)
         tokens = sum(partition.token_count for partition in store.partitions())
         if as_json:
             show_json({"target": str(target), "tokens": tokens})

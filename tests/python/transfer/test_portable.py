@@ -10,9 +10,11 @@ import pytest
 
 import megacontext
 from megacontext.config import GenerationConfig, RuntimeConfig
+from megacontext.curate import AuditLog, Plan, Step, apply_plan, restore
 from megacontext.runtime import SKETCH_ROWS
-from megacontext.transfer import import_lines, portable
-from megacontext_ext.errors import Corruption, InvalidArgument
+from megacontext.transfer import backup, backup_memory, import_lines, portable
+from megacontext_ext import Store
+from megacontext_ext.errors import Corruption, InvalidArgument, NotFound
 
 SMALL = RuntimeConfig(budget_places=512)
 FILLER = "Every record has a checksum, so a torn write is seen and cut away. " * 200
@@ -120,3 +122,49 @@ def test_a_backup_answers_like_the_original(memory, tmp_path, tiny_base):
             copy.store.read_rows(SKETCH_ROWS, 0, 0, 5),
             copy._ingestor._sketcher.block_rows(copy.store.read_tokens(0, 0, 160).reshape(-1, 32)),
         )
+
+
+def test_a_backup_has_what_lies_beside_the_memory_but_not_its_place_as_writer(
+    memory, tmp_path, tiny_base
+):
+    store = memory.store
+    rows = store.read_rows(SKETCH_ROWS, 0, 0, store.row_count(SKETCH_ROWS, 0))
+    step = Step("compact", "log.txt", 0, store.token_count(0), (SKETCH_ROWS,), 0, "")
+    (entry,) = apply_plan(store, Plan((step,)), "me").done
+    for folder, name in (("gists", "a.gist.json"), ("remote", "writer-1.json")):
+        (tmp_path / f"m.{folder}").mkdir()
+        (tmp_path / f"m.{folder}" / name).write_text("{}")
+    backup_memory(store, tmp_path / "copy")
+    made = {path.name for path in tmp_path.iterdir() if path.name.startswith("copy")}
+    assert made == {"copy", "copy.curate", "copy.gists"}
+    assert (tmp_path / "copy.gists" / "a.gist.json").read_text() == "{}"
+    with Store.open(tmp_path / "copy") as copy:
+        assert copy.row_count(SKETCH_ROWS, 0) == 0
+        restore(copy, entry.number, "me")  # by the copied log, from the copied rows
+        np.testing.assert_array_equal(copy.read_rows(SKETCH_ROWS, 0, 0, len(rows)), rows)
+    with pytest.raises(InvalidArgument, match="copy must be new or empty"):
+        backup_memory(store, tmp_path / "copy")
+
+
+@pytest.mark.parametrize("stop", ["copytree", "rename"])
+def test_a_backup_that_stops_is_no_memory_and_is_made_again(memory, tmp_path, monkeypatch, stop):
+    step = Step("archive", "log.txt", 0, memory.store.token_count(0), (), 0, "")
+    assert apply_plan(memory.store, Plan((step,)), "me").done
+
+    def fail(*_: object) -> None:
+        raise OSError("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backup.shutil if stop == "copytree" else backup.os, stop, fail)
+        with pytest.raises(OSError, match="stopped"):
+            backup_memory(memory.store, tmp_path / "copy")
+    with pytest.raises(NotFound):
+        Store.open(tmp_path / "copy", read_only=True)
+    backup_memory(memory.store, tmp_path / "copy")
+    with Store.open(tmp_path / "copy", read_only=True) as copy:
+        assert copy.partition(0).hidden
+    assert len(AuditLog(str(tmp_path / "copy")).entries()) == 1
+    (tmp_path / "other.curate").mkdir()
+    (tmp_path / "other.curate" / "audit.jsonl").write_text("")
+    with pytest.raises(InvalidArgument, match=r"other\.curate must be new"):
+        backup_memory(memory.store, tmp_path / "other")
