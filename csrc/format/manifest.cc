@@ -29,7 +29,7 @@ void encode_body(ByteWriter& out, const Manifest& manifest) {
     out.u32(family.width);
     out.text(family.name);
     out.u8(family.flags);
-    if (manifest.features & kScaledRows) out.u32(family.group_size);
+    if (manifest.features & kEncodedRows) out.u32(family.group_size);
   }
   out.u32(static_cast<uint32_t>(manifest.partitions.size()));
   for (const AddPartition& partition : manifest.partitions) {
@@ -75,7 +75,7 @@ Manifest decode_body(ByteReader& in, uint32_t version, uint32_t features) {
     family.width = in.u32();
     family.name = in.text();
     if (version >= 2) family.flags = in.u8();
-    if (features & kScaledRows) family.group_size = in.u32();
+    if (features & kEncodedRows) family.group_size = in.u32();
   }
   for (uint32_t left = in.u32(); left > 0 && !in.failed(); --left) {
     AddPartition& partition = manifest.partitions.emplace_back();
@@ -129,9 +129,9 @@ Result<Manifest> decode_manifest(Bytes bytes) {
   if (header.crc != crc) {
     return Status::corruption(str_cat("28: expected crc32c ", crc, ", got ", header.crc));
   }
-  if (header.version > kManifestVersion || (header.features & ~kScaledRows) != 0) {
+  if (header.version > kManifestVersion || (header.features & ~kEncodedRows) != 0) {
     return Status::unsupported(str_cat("8: expected store version <= ", kManifestVersion,
-                                       " and features within ", kScaledRows, ", got version ",
+                                       " and features within ", kEncodedRows, ", got version ",
                                        header.version, ", features ", header.features,
                                        "; a newer MegaContext wrote this store"));
   }

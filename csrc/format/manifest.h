@@ -6,14 +6,14 @@
 //      8    4 version     2
 //     12    4 body_crc    crc32c of the body
 //     16    8 body_bytes  the body follows the header, then the file ends
-//     24    4 features    bits a reader must know: 1 scaled rows
+//     24    4 features    bits a reader must know: 1 encoded rows
 //     28    4 crc         crc32c of bytes 0..27
 // body (text = length u32 + bytes, list = count u32 + items):
 //   store_id 16 bytes, generation u64, created_ms u64, next_segment_id u64,
 //   wal_number u64, wal_sequence u64   replay starts at that file, with that frame
 //   identity    list of (key text, value text), sorted by key
 //   families    list of (id u32, lod u8, type u8, width u32, name text, flags u8), ids 1, 2, ...;
-//               with scaled rows then group_size u32 each
+//               with encoded rows then group_size u32 each
 //   partitions  list of (created_ms u64, source text, metadata text, flags u8), ids 0, 1, ...
 //   segments    list of (id u64, file_bytes u64, header_crc u32), by id
 //   cuts        list of (segment_id u64, partition u32, family u32, token_count u64)
@@ -33,9 +33,10 @@ namespace mc {
 
 inline constexpr std::array<char, 8> kManifestMagic = {'M', 'C', 'M', 'A', 'N', 'I', '\1', '\n'};
 inline constexpr uint32_t kManifestVersion = 2;
-// Families or segments may have scaled types (row_format.h). Set before the first of them is made,
-// so that a reader that does not know them refuses the store as a whole.
-inline constexpr uint32_t kScaledRows = 1;
+// Families may have scaled types (row_format.h), segments another type than their family. Set
+// before the first of them is made, so that a reader that does not know them refuses the store as a
+// whole.
+inline constexpr uint32_t kEncodedRows = 1;
 
 struct ManifestHeader {
   std::array<char, 8> magic = kManifestMagic;

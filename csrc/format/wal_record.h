@@ -14,7 +14,7 @@
 //   9 drop family     family u32
 //  10 hide            partition u32, hidden u8
 //  11 define scaled   as 1, but group_size u32 before the name
-// Kinds from 7 on need WAL version 2; kind 11 needs kScaledRows in the manifest before it.
+// Kinds from 7 on need WAL version 2; kind 11 needs kEncodedRows in the manifest before it.
 #pragma once
 
 #include <string>

@@ -184,7 +184,7 @@ Status Store::define_rows(const std::string& name, uint8_t lod, RowType type, ui
                                             ", a row 1 byte to 64 MiB and a group within it, ",
                                             "got lod ", int{lod}, ", ", describe(format)));
   }
-  if (is_scaled(type)) MC_RETURN_IF_ERROR(failed(require_scaled_rows()));
+  if (is_scaled(type)) MC_RETURN_IF_ERROR(failed(require_encoded_rows()));
   const auto id = static_cast<uint32_t>(state_.families.size() + 1);
   return write({DefineFamily{id, lod, type, width, name, 0, group_size}});
 }

@@ -200,7 +200,7 @@ class Store final : public RowReader {
   Status apply_one(const HidePartition& change);
 
   // store_reencode.cc
-  Status require_scaled_rows();
+  Status require_encoded_rows();
   Result<ReencodeReport> reencode_segments(const DefineFamily& family, const RowFormat& format);
 
   // store_checkpoint.cc

@@ -23,9 +23,9 @@ class BackupWriter {
   Result<Manifest> write(const StoreState& state) {
     for (const auto& family : state.families) {
       manifest_.families.push_back(*family);
-      if (is_scaled(family->type)) manifest_.features |= kScaledRows;
+      if (is_scaled(family->type)) manifest_.features |= kEncodedRows;
       for (const RowFormat& format : formats_of(*family, state.partitions)) {
-        if (is_scaled(format.type)) manifest_.features |= kScaledRows;
+        if (format != family->format()) manifest_.features |= kEncodedRows;
         const auto lies_so = [&](const Run& run) {
           return format_of(run, family->format()) == format;
         };

@@ -1,4 +1,4 @@
-// Rows to fewer bits, and the mark in the manifest without which no row has a scaled type.
+// Rows to fewer bits, and the mark in the manifest without which no rows lie in such formats.
 #include <algorithm>
 
 #include "base/str_cat.h"
@@ -7,13 +7,13 @@
 
 namespace mc {
 
-// A reader that does not know scaled types must refuse the store before it meets one, so the mark
+// A reader that does not know such formats must refuse the store before it meets one, so the mark
 // is durable before the first family or segment. The last manifest is taken, and not the present
 // state, since the log that follows it is replayed over it.
-Status Store::require_scaled_rows() {
-  if (manifest_.features & kScaledRows) return Status::ok();
+Status Store::require_encoded_rows() {
+  if (manifest_.features & kEncodedRows) return Status::ok();
   MC_ASSIGN_OR_RETURN(Manifest manifest, read_manifest(env_, path_));
-  manifest.features |= kScaledRows;
+  manifest.features |= kEncodedRows;
   ++manifest.generation;
   MC_RETURN_IF_ERROR(publish(manifest));
   manifest_.features = manifest.features;
@@ -35,7 +35,7 @@ Result<ReencodeReport> Store::reencode(std::string_view name, RowType type, uint
                                             describe(family->format()), ", got ",
                                             describe(format)));
   }
-  if (is_scaled(type)) MC_RETURN_IF_ERROR(failed(require_scaled_rows()));
+  if (format != family->format()) MC_RETURN_IF_ERROR(failed(require_encoded_rows()));
   const LatencyTimer timer(metrics_->reencode_latency_us);
   if (wal_->next_sequence() != manifest_.wal_sequence) MC_RETURN_IF_ERROR(seal_everything());
   return reencode_segments(*family, format);

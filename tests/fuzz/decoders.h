@@ -160,7 +160,7 @@ inline std::vector<Input> seeds() {
   found.push_back(joined);
   add(8, {bytes_of("MCPOST")});
   add(10, {bytes_of(wal_file_name(7))});
-  manifest.features = kScaledRows;
+  manifest.features = kEncodedRows;
   manifest.families.push_back({3, 1, RowType::kQ8, 64, "small", 0, 32});
   add(1, {encode_manifest(manifest)});
   SegmentHeader scaled = of_rows(header, 3, 1, {RowType::kQ8, 64, 32});

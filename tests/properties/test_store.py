@@ -173,6 +173,12 @@ class StoreMachine(RuleBasedStateMachine):
     def purge(self) -> None:
         self.store.purge()
 
+    @rule(dtype=st.sampled_from(["q8", "f32"]))
+    def reencode(self, dtype: str) -> None:
+        """With a scale for each element whole numbers stay within a bit of themselves."""
+        self.store.reencode("gist", dtype, 1 if dtype == "q8" else None)
+        assert self.store.reencode("gist", dtype, 1 if dtype == "q8" else None).rows == 0
+
     @rule()
     def commit(self) -> None:
         self.store.commit()
@@ -207,7 +213,8 @@ class StoreMachine(RuleBasedStateMachine):
             if expected is None:
                 continue
             assert reader.read_tokens(p, 0, len(expected)).tolist() == expected
-            np.testing.assert_array_equal(reader.read_rows("gist", p, 0, len(gists[p])), gists[p])
+            rows = np.rint(reader.read_rows("gist", p, 0, len(gists[p])))
+            np.testing.assert_array_equal(rows, gists[p])
         found = reader.search("needle", 10_000)
         assert set(zip(found[0].tolist(), found[1].tolist(), strict=True)) == needles
         assert np.all(np.diff(found[2]) <= 0)
@@ -226,7 +233,7 @@ class StoreMachine(RuleBasedStateMachine):
         out = np.empty((len(pairs), WIDTH), np.float32)
         self.store.gather_rows("gist", [p for p, _ in pairs], [i for _, i in pairs], out)
         for row, (p, i) in zip(out, pairs, strict=True):
-            np.testing.assert_array_equal(row, self.gists[p][i])
+            np.testing.assert_array_equal(np.rint(row), self.gists[p][i])
 
     @invariant()
     def the_store_is_sound(self) -> None:

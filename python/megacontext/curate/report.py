@@ -10,7 +10,6 @@ from datetime import datetime
 from megacontext.runtime import SourceInfo, read_counts, source_infos
 from megacontext_ext import Store
 
-_ELEMENT_BYTES = {"f32": 4, "u32": 4, "bf16": 2, "f16": 2, "i8": 1, "u8": 1}
 # A token's id, and its share of its block's character start.
 _TOKEN_BYTES = 4 + 8 / 32
 _DAY_MS = 86_400_000
@@ -42,10 +41,7 @@ class SourceReport:
 def report(store: Store, now_ms: int | None = None) -> list[SourceReport]:
     """Every source that was not erased, by partition. Cost: a look at each source's counts."""
     now = int(time.time() * 1000) if now_ms is None else now_ms
-    families = [
-        (family.name, family.width * _ELEMENT_BYTES[family.dtype])
-        for family in store.row_families()
-    ]
+    families = [(family.name, family.row_bytes) for family in store.row_families()]
     found = []
     for info in source_infos(store):
         counts = read_counts(store, info.partition)

@@ -174,12 +174,12 @@ TEST(Codecs, a_manifest_keeps_group_sizes_only_where_scaled_rows_may_be) {
   manifest.families = {{1, 0, RowType::kU32, 1, "tokens"},
                        {2, 1, RowType::kE4m3, 64, "gist", 0, 16}};
   const size_t without = encode_manifest(manifest).size();
-  manifest.features = kScaledRows;
+  manifest.features = kEncodedRows;
   const auto bytes = encode_manifest(manifest);
   EXPECT_EQ(bytes.size(), without + 2 * sizeof(uint32_t));
   const auto back = decode_manifest(bytes);
   ASSERT_TRUE(back.is_ok()) << back.status().to_string();
-  EXPECT_EQ(back.value().features, kScaledRows);
+  EXPECT_EQ(back.value().features, kEncodedRows);
   EXPECT_EQ(back.value().families[1].format(), (RowFormat{RowType::kE4m3, 64, 16}));
   manifest.features = 2;
   EXPECT_EQ(decode_manifest(encode_manifest(manifest)).status().code(), StatusCode::kUnsupported);

@@ -199,6 +199,36 @@ TEST(StoreReencode, what_cannot_be_rounded_changes_nothing_and_leaves_no_file) {
   EXPECT_EQ(store->reencode("counts", RowType::kQ8).status().code(), StatusCode::kInvalidArgument);
 }
 
+// Feature bits of the manifest, where versions that do not know the formats look first.
+uint32_t features(const FaultEnv& env) {
+  return decode_manifest(env.files().at(std::string(kPath) + "/MANIFEST")).value().features;
+}
+
+TEST(StoreReencode, the_manifest_is_marked_before_the_first_rows_that_older_versions_misread) {
+  FaultEnv env;
+  auto store = make(env);
+  ASSERT_TRUE(put(*store, 0, rows_of(kRows, 1)).is_ok());
+  ASSERT_TRUE(store->checkpoint().is_ok());
+  ASSERT_TRUE(store->reencode("gist", RowType::kBf16).is_ok());  // as they are
+  EXPECT_EQ(features(env), 0u);
+  ASSERT_TRUE(store->reencode("gist", RowType::kF16).is_ok());
+  EXPECT_EQ(features(env), kEncodedRows);
+  ASSERT_TRUE(store->backup("/copy").is_ok());
+  EXPECT_EQ(decode_manifest(env.files().at("/copy/MANIFEST")).value().features, kEncodedRows);
+
+  FaultEnv second;
+  store = make(second);
+  const uint64_t generation = store->stats().generation;
+  ASSERT_TRUE(store->define_rows("small", 1, RowType::kQ8, 8).is_ok());
+  EXPECT_EQ(features(second), kEncodedRows);
+  EXPECT_EQ(store->stats().generation, generation + 1);
+  ASSERT_TRUE(store->define_rows("other", 1, RowType::kQ4, 8).is_ok());
+  EXPECT_EQ(store->stats().generation, generation + 1);
+  ASSERT_TRUE(store->check().is_ok());
+  store = nullptr;
+  EXPECT_EQ(open_small(&second).value()->row_families().size(), 3u);
+}
+
 TEST(StoreReencode, a_damaged_page_of_rounded_rows_is_found) {
   FaultEnv env;
   auto store = make(env);
