@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -368,3 +369,48 @@ def test_codec_gives_back_what_its_format_keeps(page_format):
         assert torch.equal(codec.decode(codec.encode(back), torch.float32), back)
     with pytest.raises(InvalidArgument, match="got 'int3'"):
         PageCodec("int3", (1, 2, 1, 32, 64))
+
+
+@pytest.mark.parametrize("declared", ["numbers", "bytes"])
+def test_pages_are_numbers_to_the_engine_and_bytes_in_older_stores(tmp_path, declared):
+    codec = PageCodec("bf16", (2, 2, 1, 32, 8))
+    pages = torch.randn(5, *codec.shape, generator=torch.Generator().manual_seed(3)).bfloat16()
+    with Store.create(tmp_path / "s", {}) as store:
+        store.append_tokens(store.add_partition("stream-0"), np.arange(5 * 32))
+        if declared == "bytes":
+            store.define_rows("kv-bf16", 1, "u8", codec.row_bytes)
+        dtype = codec.define_rows(store, "kv-bf16")
+        assert dtype == (np.uint16 if declared == "numbers" else np.uint8)
+        store.put_rows("kv-bf16", 0, 0, codec.encode(pages).view(dtype))
+
+        def read() -> torch.Tensor:
+            rows = store.read_rows("kv-bf16", 0, 0, 5)
+            return codec.decode(rows.view(np.uint8), torch.bfloat16)
+
+        assert torch.equal(read(), pages)
+        if declared == "bytes":
+            return
+        assert store.reencode("kv-bf16", "q8", group_size=8).saved_bytes > 0
+        rounded = read()
+        assert not torch.equal(rounded, pages)
+        torch.testing.assert_close(rounded, pages, atol=0.02, rtol=0.01)
+        with pytest.raises(InvalidArgument, match=r"rows of 'kv-bf16' must have"):
+            PageCodec("bf16", (2, 2, 1, 32, 4)).define_rows(store, "kv-bf16")
+
+
+@torch.inference_mode()
+def test_a_stream_goes_on_over_pages_that_were_reencoded(tmp_path):
+    model = tiny()
+    with attach(model, settings(), store=tmp_path / "s") as memory:
+        memory.read(tokens(900))
+    shutil.copytree(tmp_path / "s", tmp_path / "cold")
+    with Store.open(tmp_path / "cold") as store:
+        done = store.reencode("kv-f32", "q8", group_size=64)
+        assert done.bytes_after < done.bytes_before / 3
+    logits = []
+    for name in ("s", "cold"):
+        with attach(model, settings(), store=tmp_path / name) as memory:
+            memory.focus([6, 7])
+            logits.append(step(model, memory, tokens(3)))
+    assert not torch.equal(logits[0], logits[1])
+    torch.testing.assert_close(logits[1], logits[0], atol=0.02, rtol=0.05)
