@@ -10,6 +10,7 @@ a writer epoch of its own keeps pushes that were under way from naming what is b
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def erase(remote: Remote, path: str | Path) -> EraseReport:
 
     Raises: ErasureIncomplete when a store could not be shown to be clean; the others are. Fenced
     when this directory is not the writer; NotFound when nothing was published.
-    Cost: a push of what the purge rewrote, and listings.
+    Cost: a push of what the purge rewrote, and two listings of each store.
     """
     latest = remote.latest()
     if latest is None:
@@ -130,14 +131,19 @@ def _content_keys(store: Objects) -> list[str]:
 
 
 def _write_down(remote: Remote, path: str | Path, latest: Commit) -> list[str]:
-    """Keys that must go: those of an erasure before this one, and what is published and is not in
-    the memory any more."""
+    """Keys that must go: those of an erasure before this one, and all that lies at a store, for a
+    commit or no more, and is not in the memory now. A store that does not answer has what the
+    others have."""
     with content_of(path) as content:
         kept = {blob.key for blob in content.blobs}
+    there = set(latest.keys)
+    for store in remote.stores:
+        with suppress(RemoteError):
+            there.update(_content_keys(store))
     where = _plan_path(remote, path)
     try:
         before = json.loads(where.read_text()) if where.exists() else []
-        doomed = sorted(({*map(str, before)} | latest.keys) - kept)
+        doomed = sorted(there.union(map(str, before)) - kept)
     except (ValueError, TypeError) as error:
         raise Corruption(f"{where}:0: expected a list of keys, got {error!r}") from error
     write_json(where, doomed)

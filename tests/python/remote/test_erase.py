@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import numpy as np
 import pytest
 
@@ -147,7 +149,7 @@ def test_an_interrupted_erasure_goes_on_with_what_it_had_to_remove(urls, machine
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("megacontext.remote.erase.collect_store", killed)
+        patch.setattr(import_module("megacontext.remote.erase"), "collect_store", killed)
         with pytest.raises(KeyboardInterrupt):
             erase(remote, one.path)
     assert traces(remote)  # published, not yet collected
