@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from megacontext.models import load
 from megacontext_ext import Store
+from megacontext_ext.store import SCALED_DTYPES, RowDtype
 
-TYPES = (
+# Type, and elements that share a scale; None: the whole row.
+TYPES: tuple[tuple[RowDtype, int | None], ...] = (
     ("f16", None),
     ("bf16", None),
     ("q8", None),
@@ -38,18 +40,19 @@ def main() -> None:
     for dtype, group in TYPES:
         bits, first = measure(gaussian.astype(np.float32), dtype, group)
         _, second = measure(embedding, dtype, group)
-        label = "" if dtype in ("f16", "bf16") else f"{group or embedding.shape[1]}"
+        label = f"{group or 'row'}" if dtype in SCALED_DTYPES else ""
         print(f"| `{dtype}` | {label} | {bits:.2f} | {first:.3%} | {second:.3%} |")
 
 
-def measure(rows: NDArray[np.float32], dtype: str, group: int | None) -> tuple[float, float]:
+def measure(rows: NDArray[np.float32], dtype: RowDtype, group: int | None) -> tuple[float, float]:
     """Bits an element, and the root mean squared error relative to the values'."""
     with (
         tempfile.TemporaryDirectory() as folder,
         Store.create(Path(folder) / "rows", {}) as store,
     ):
         store.append_tokens(store.add_partition("rows"), np.zeros(len(rows), np.uint32))
-        store.define_rows("rows", 0, dtype, rows.shape[1], group)  # type: ignore[arg-type]
+        whole = rows.shape[1] if dtype in SCALED_DTYPES else None
+        store.define_rows("rows", 0, dtype, rows.shape[1], group or whole)
         store.put_rows("rows", 0, 0, rows)
         back = store.read_rows("rows", 0, 0, len(rows), dtype="f32")
         bits = store.row_families()[0].row_bytes * 8 / rows.shape[1]

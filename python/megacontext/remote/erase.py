@@ -10,6 +10,7 @@ a writer epoch of its own keeps pushes that were under way from naming what is b
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -75,8 +76,9 @@ def erase(remote: Remote, path: str | Path) -> EraseReport:
     A mirror that lacks the newest state gets it first. Made again it goes on, and does nothing to
     stores that are done.
 
-    Raises: ErasureIncomplete when a store could not be shown to be clean; the others are. Fenced
-    when this directory is not the writer; NotFound when nothing was published.
+    Raises: ErasureIncomplete when a store did not answer or could not be shown to be clean (the
+    others are then), or has no memory at all any more (nothing was changed then). Fenced when this
+    directory is not the writer; NotFound when nothing was published.
     Cost: a push of what the purge rewrote, and two listings of each store.
     """
     latest = remote.latest()
@@ -84,6 +86,9 @@ def erase(remote: Remote, path: str | Path) -> EraseReport:
         raise NotFound(f"[erase] {remote.url}: nothing was published yet")
     writer = Writer.resume(remote, path)
     doomed = _write_down(remote, path, latest)
+    lost = {store: why for store in remote.stores if (why := _lost(remote, store))}
+    if lost:
+        raise _incomplete(remote, lost, doomed, is_there=lambda *_: True)
     try:
         writer.push()
         Writer.acquire(remote, path)
@@ -126,6 +131,18 @@ def _clean(
     return troubles
 
 
+def _lost(remote: Remote, store: Objects) -> str:
+    """Why a store that answers is not the one that was pushed to, "" when it is. A folder that is
+    not mounted must not be taken for a clean one."""
+    try:
+        remote.log(store)
+    except NotFound as error:
+        return f"{error}: bring it back, or name the places that count"
+    except RemoteError:
+        return ""  # met again when it is cleaned
+    return ""
+
+
 def _content_keys(store: Objects) -> list[str]:
     return [info.key for folder in CONTENT_FOLDERS for info in store.list(folder)]
 
@@ -154,14 +171,21 @@ def _plan_path(remote: Remote, path: str | Path) -> Path:
     return side_folder(path) / f"erasing-{remote.digest}.json"
 
 
+def _is_listed(store: Objects, key: str) -> bool:
+    return store.head(key) is not None
+
+
 def _incomplete(
-    remote: Remote, troubles: dict[Objects, str], doomed: list[str]
+    remote: Remote,
+    troubles: dict[Objects, str],
+    doomed: list[str],
+    is_there: Callable[[Objects, str], bool] = _is_listed,
 ) -> ErasureIncomplete:
     """What may remain: at a store that does not answer, everything that had to go."""
     remaining: list[str] = []
     for store in troubles:
         try:
-            there = [key for key in doomed if store.head(key) is not None]
+            there = [key for key in doomed if is_there(store, key)]
         except RemoteError:
             there = doomed
         remaining += [store.where(key) for key in there]

@@ -155,7 +155,7 @@ class Objects:
             raise NotFound(f"{place}: there is no such object") from None
         except (AlreadyExistsError, PreconditionError) as error:
             raise ObjectExists(f"{place}: {_reason(error)}") from error
-        except (BaseError, NotImplementedError, TimeoutError) as error:
+        except (BaseError, NotImplementedError, OSError) as error:
             raise RemoteError(f"{place}: {_reason(error)}") from error
 
 

@@ -152,17 +152,16 @@ def test_what_was_erased_here_is_erased_everywhere(run, memory, tmp_path):
     with Store.open(memory) as store:
         store.erase_partition(gone)
     moved = tmp_path / "mirror-away"
-    (tmp_path / "mirror").rename(moved)
-    (tmp_path / "mirror").write_text("no folder any more")
+    (tmp_path / "mirror").rename(moved)  # as a disk that is not mounted
     failed = run("remote", "purge", memory, "--json")
     assert failed.exit_code == 1
     told = json.loads(failed.stdout)
     assert told["error"] == "ErasureIncomplete"
     assert told["remaining"]
     assert all(name.startswith(mirror) for name in told["remaining"])
-    (tmp_path / "mirror").unlink()
+    assert not (tmp_path / "mirror").exists()
     moved.rename(tmp_path / "mirror")
-    assert {name.split("/")[-3] for name in holding(b"secret-name")} == {"mirror"}
+    assert len(holding(b"secret-name")) == 2
     report = json.loads(run("remote", "purge", memory, "--json").stdout)
     assert report["stores"] == [url, mirror]
     assert holding(b"secret-name") == set()

@@ -121,6 +121,21 @@ def test_rows_may_be_made_when_they_are_wanted(store):
     np.testing.assert_array_equal(mixed[2:], whole[5:9])
 
 
+@pytest.mark.parametrize("dtype", ["q8", "e4m3", "q4"])
+def test_a_version_may_keep_its_rows_in_fewer_bits(store, dtype):
+    maker = SumMaker("4")
+    maker.dtype = dtype
+    whole = expected(store, maker, 0)
+    refresh(store, maker)
+    rows = store.read_rows("sum@4", 0, 0, 31, dtype="f32")
+    assert 0 < (np.abs(rows - whole).max(axis=1) / whole.max(axis=1)).max() < 0.1
+    store.append_tokens(0, np.arange(64))  # two nodes that have no rows yet
+    lazy = lazy_rows(store, maker, 0, 29, 33)
+    assert (lazy.dtype, lazy.shape) == (np.float32, (4, 2))
+    np.testing.assert_array_equal(lazy[:2], rows[29:])
+    np.testing.assert_array_equal(lazy[2:], expected(store, maker, 0)[31:])
+
+
 def test_an_edit_while_a_batch_is_computed_throws_it_away(store):
     maker, lock, edits = SumMaker(), threading.RLock(), iter([5])
 
