@@ -1,6 +1,7 @@
 #include "format/row_format.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -17,17 +18,35 @@ constexpr float kLeastMagnitude = 1e-30f;
 
 struct int4 {};  // two a byte
 
+// Of every code: a look-up is several times faster than taking one apart.
+const std::array<float, 256> kE4m3Values = [] {
+  std::array<float, 256> values;
+  for (size_t code = 0; code < values.size(); ++code) {
+    values[code] = to_float(fp8{static_cast<uint8_t>(code)});
+  }
+  return values;
+}();
+
 template <class Code>
-struct CodeOf {
-  static constexpr float kLargest = std::is_same_v<Code, fp8> ? kFp8Largest : 127.f;
+struct CodeOf;
+
+template <>
+struct CodeOf<int8_t> {
+  static constexpr float kLargest = 127.f;
+  static float load(const std::byte* codes, uint32_t at) { return static_cast<int8_t>(codes[at]); }
+  static void store(std::byte* codes, uint32_t at, float value) {
+    codes[at] = static_cast<std::byte>(from_float<int8_t>(value));
+  }
+};
+
+template <>
+struct CodeOf<fp8> {
+  static constexpr float kLargest = kFp8Largest;
   static float load(const std::byte* codes, uint32_t at) {
-    Code code;
-    std::memcpy(&code, codes + at, 1);
-    return to_float(code);
+    return kE4m3Values[static_cast<uint8_t>(codes[at])];
   }
   static void store(std::byte* codes, uint32_t at, float value) {
-    const Code code = from_float<Code>(value);
-    std::memcpy(codes + at, &code, 1);
+    codes[at] = std::byte{from_float<fp8>(value).bits};
   }
 };
 

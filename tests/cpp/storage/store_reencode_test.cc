@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstring>
 #include <functional>
 #include <random>
 
@@ -251,6 +252,43 @@ TEST(StoreReencode, a_damaged_page_of_rounded_rows_is_found) {
           .code(),
       StatusCode::kCorruption);
   EXPECT_EQ(store->check().code(), StatusCode::kCorruption);
+}
+
+TEST(StoreReencode, a_segment_whose_rows_cannot_be_the_familys_is_refused_at_opening) {
+  FaultEnv env;
+  auto store = make(env);
+  ASSERT_TRUE(put(*store, 0, rows_of(kRows, 1)).is_ok());
+  ASSERT_TRUE(store->checkpoint().is_ok());
+  ASSERT_TRUE(store->close().is_ok());
+  store = nullptr;
+  const std::string manifest_path = std::string(kPath) + "/MANIFEST";
+  const auto files = env.files();
+  for (const RowType type : {RowType::kF16, RowType::kU32, RowType::kQ8}) {
+    Manifest manifest = decode_manifest(files.at(manifest_path)).value();
+    for (auto [path, bytes] : files) {
+      if (!path.ends_with(".mcs")) continue;
+      SegmentHeader header = decode_segment_header(bytes).value();
+      if (header.family <= kBuiltinFamilies) continue;
+      // As if it had been written so: sound in itself, and the manifest names it.
+      header.type = type;
+      header.features = is_scaled(type) ? kScaledSegment : 0;
+      header.group_size = default_group_size(type, kRowWidth);
+      header = seal(header);
+      std::memcpy(bytes.data(), &header, sizeof(header));
+      env.set_file(path, bytes);
+      for (SegmentEntry& entry : manifest.segments) {
+        if (entry.id == header.segment_id) entry.header_crc = header.crc;
+      }
+    }
+    env.set_file(manifest_path, encode_manifest(manifest));
+    const auto opened = open_small(&env, true);
+    EXPECT_EQ(opened.is_ok(), type == RowType::kF16);  // of as many bytes, and floats
+    if (opened.is_ok()) continue;
+    EXPECT_EQ(opened.status().code(), StatusCode::kCorruption);
+    EXPECT_NE(opened.status().message().find(":45: expected rows of bf16 width 96, got "),
+              std::string::npos)
+        << opened.status().to_string();
+  }
 }
 
 // ---- crashes ----
