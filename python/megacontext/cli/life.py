@@ -1,4 +1,4 @@
-"""Verbs that look after a memory: curate, backup, export, import."""
+"""Verbs that look after a memory: curate, reencode, backup, export, import."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.table import Table
 
 from megacontext.cli.output import console, guarded, say, show_json
 from megacontext_ext import Store
+from megacontext_ext.store import RowDtype
 
 StorePath = Annotated[Path, typer.Argument(help="Directory of the memory.", metavar="MEMORY")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -28,6 +29,7 @@ curate = typer.Typer(
 
 def add_verbs(app: typer.Typer) -> None:
     app.add_typer(curate, name="curate")
+    app.command()(reencode)
     app.command()(backup)
     app.command()(export)
     app.command(name="import")(import_)
@@ -144,6 +146,28 @@ def purge(memory: StorePath, yes: Yes = False, as_json: Json = False) -> None:
             show_json({"erased": erased, "saved_bytes": saved})
         else:
             console.print(f"{len(erased)} sources erased, {saved:,} bytes back", highlight=False)
+
+
+def reencode(
+    memory: StorePath,
+    family: Annotated[str, typer.Argument(help="Name of the rows; `mc_dump MEMORY` lists them.")],
+    dtype: Annotated[str, typer.Option(help="q8, e4m3, q4, or a plain type of floats.")] = "q8",
+    group_size: Annotated[
+        int | None, typer.Option(help="Elements that share a scale; a row when left out.", min=1)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Keep the rows of a family in fewer bits from now on; readers get what they got, rounded."""
+    with guarded(as_json), Store.open(memory) as store:
+        done = store.reencode(family, cast(RowDtype, dtype), group_size)
+        if as_json:
+            show_json({**asdict(done), "saved_bytes": done.saved_bytes})
+            return
+        console.print(
+            f"{done.rows:,} rows, {done.saved_bytes:,} bytes back, relative error "
+            f"{done.relative_error:.3%}",
+            highlight=False,
+        )
 
 
 def backup(

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -229,3 +230,22 @@ def test_a_memory_is_copied_and_carried_from_the_command_line(run, tmp_path):
     (tmp_path / "a.txt").write_text(FILLER + FACT)
     run("ingest", tmp_path / "other", tmp_path / "a.txt", "--source", "a.txt")
     assert run("import", tmp_path / "other", tmp_path / "m.jsonl").exit_code == 2
+
+
+def test_rows_are_kept_in_fewer_bits_from_the_command_line(run, tmp_path):
+    rows = np.random.default_rng(1).standard_normal((50, 64), np.float32)
+    with Store.create(tmp_path / "m", {}) as store:
+        store.append_tokens(store.add_partition("a"), np.arange(50 * 32))
+        store.define_rows("gist", 1, "f32", 64)
+        store.put_rows("gist", 0, 0, rows)
+    done = run("reencode", tmp_path / "m", "gist", "--dtype", "e4m3", "--json", model=None)
+    told = json.loads(done.stdout)
+    assert (told["rows"], told["saved_bytes"]) == (50, told["bytes_before"] - told["bytes_after"])
+    assert 0.01 < told["relative_error"] < 0.05
+    with Store.open(tmp_path / "m", read_only=True) as store:
+        error = np.abs(store.read_rows("gist", 0, 0, 50) - rows).max()
+    assert told["largest_error"] == pytest.approx(error, rel=1e-5)
+    again = run("reencode", tmp_path / "m", "gist", "--dtype", "e4m3", model=None)
+    assert "0 rows, 0 bytes back" in again.stdout
+    assert run("reencode", tmp_path / "m", "none", model=None).exit_code == 3
+    assert run("reencode", tmp_path / "m", "gist", "--dtype", "int8", model=None).exit_code == 2
