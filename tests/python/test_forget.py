@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 import megacontext
 from megacontext.config import GenerationConfig, RuntimeConfig
+from megacontext.remote import Cache, ErasureIncomplete, Reader, Writer, open_remote
 from megacontext_ext.errors import InvalidArgument, NotFound
 
 SMALL = RuntimeConfig(budget_places=512)
@@ -78,6 +80,33 @@ def test_of_a_forgotten_source_no_byte_is_left(memory):
     store.check()
     memory.ingest("New under the old name.", source="vault.txt")
     assert memory.sources() == ["log.txt", "shore.txt", "vault.txt"]
+
+
+def test_forgetting_everywhere_reaches_the_object_stores(memory, tmp_path):
+    urls = [f"file://{tmp_path}/place", f"file://{tmp_path}/mirror"]
+
+    def push() -> None:
+        memory.store.checkpoint()
+        Writer.resume(open_remote(urls), memory.store.path).push()
+
+    def holding() -> set[str]:
+        files = [file for name in ("m", "place", "mirror") for file in (tmp_path / name).rglob("*")]
+        return {file.parts[len(tmp_path.parts)] for file in files
+                if file.is_file() and b"vault.txt" in file.read_bytes()}  # fmt: skip
+
+    assert memory.purge(everywhere=True).stores == ()  # never pushed
+    push()
+    memory.ingest("Something later.", source="late.txt")
+    push()
+    assert holding() == {"m", "place", "mirror"}
+    memory.forget("vault.txt", everywhere=True)
+    assert holding() == set()
+    with Reader(open_remote(urls[1]), Cache(tmp_path / "cache")) as reader:
+        names = {partition.source for partition in reader.store().partitions()}
+    assert names == {"log.txt", "shore.txt", "late.txt"}
+    shutil.rmtree(tmp_path / "mirror")
+    with pytest.raises(ErasureIncomplete, match="name the places that count"):
+        memory.purge(everywhere=True)
 
 
 def test_what_cannot_be_done_is_said(memory, tiny_base):
