@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Reproduces one figure of a committed report from a fresh clone, and says whether it lies within its interval.
-#   tools/reproduce.sh FOLDER TASK LENGTH [METHOD] [EXAMPLES]
-#   tools/reproduce.sh benchmarks/results/2026-11-25-long-smollm2 niah_multikey_1 64k megacontext
-# Sets up and builds on first use (some minutes). Exit 0: within; 1: outside; 2: no such figure.
+# Answers a figure of a committed report again, and says whether it lies within its stated interval.
+#   tools/reproduce.sh FOLDER [--task T,...] [--length L,...] [--method M,...] [--examples N] [--sample N]
+#   tools/reproduce.sh benchmarks/results/2026-11-25-long-smollm2 --task niah_multikey_1 --method megacontext
+#   tools/reproduce.sh benchmarks/results/2026-11-25-long-smollm2 --sample 5        # of all of it, minutes
+# Works in a fresh clone: sets up and builds on first use (some minutes). What is left out means all.
+# Exit 0: within; 1: outside; 2: no such figure, or a part of it cannot run here.
 set -euo pipefail
+folder=$(realpath "${1:?usage: tools/reproduce.sh FOLDER [--task T] [--length L] [--method M] [--sample N]}")
+shift
 cd "$(dirname "$0")/.."
-folder=${1:?usage: tools/reproduce.sh FOLDER TASK LENGTH [METHOD] [EXAMPLES]}
-task=${2:?a task of the report, like niah_multikey_1}
-length=${3:?a length of the report, like 64k}
 make -s build >&2
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec .venv/bin/megacontext eval long reproduce "$folder" --task "$task" --length "$length" \
-  --method "${4:-megacontext}" --examples "${5:-0}"
+exec .venv/bin/megacontext eval long reproduce "$folder" "$@"

@@ -6,18 +6,25 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import rehearsals
 from families import FAMILIES, tokenizer
 
-from megacontext.models.port import inspect_checkpoint, port
+from megacontext.models import TextTokenizer, TransformersBase, load
+from megacontext.models.port import CHECKS, Subject, inspect_checkpoint, port
 from megacontext.models.port.arithmetic import BaseShape, parameter_count
+from megacontext.models.port.checks import verdict
+from megacontext.models.port.command import app
 from megacontext.models.port.porting import planned
 from megacontext.models.port.rehearsal import shrunk
 from megacontext_ext.errors import NotFound
@@ -120,6 +127,70 @@ def test_python_files_are_refused_and_never_run(broken):
     assert "modeling_mine.py" in reason
 
 
+def test_tokenizer_with_code_of_its_own_is_refused(broken):
+    _edit(broken / "tokenizer_config.json", auto_map={"AutoTokenizer": ["mine.Tokenizer", None]})
+    (reason,) = inspect_checkpoint(broken).refusals
+    assert "tokenizer_config.json asks for code of its own" in reason
+
+
+def _with_nan(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][0] = torch.nan
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def _with_a_far_token(folder: Path) -> None:
+    state = json.loads((folder / "tokenizer.json").read_text())
+    state["model"]["vocab"]["far"] = 70_000
+    (folder / "tokenizer.json").write_text(json.dumps(state))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (_with_nan, "1 values of model.norm.weight are NaN or infinite"),
+        (_with_a_far_token, "wrong tokenizer: its largest token is 70000"),
+        (lambda f: _edit(f / "config.json", model_type="mamba"), "unsupported attention"),
+        (lambda f: (f / "mine.py").write_text("raise SystemExit"), "remote code is never run"),
+    ],
+    ids=["nan weights", "wrong tokenizer", "unsupported attention", "remote code"],
+)
+def test_command_refuses_a_broken_model_with_a_reason_and_writes_nothing(
+    broken, tmp_path, damage, reason
+):
+    damage(broken)
+    out = tmp_path / "out"
+    told = CliRunner().invoke(app, ["--untrained", str(broken), "--out", str(out)])
+    assert told.exit_code == 1
+    assert "refused: " in told.output
+    assert reason in told.output
+    assert not out.exists()
+
+
+@pytest.mark.smollm2
+def test_tokenizer_of_the_right_size_with_other_tokens_is_told_by_its_text():
+    base = load("smollm2", dtype="float32")
+    assert verdict(CHECKS["reads_text"], Subject(base)).status == "pass"
+    shuffled = Subject(TransformersBase(base.model, _shuffled(base.tokenizer), "shuffled"))
+    found = verdict(CHECKS["reads_text"], shuffled)
+    assert found.status == "fail"
+    assert "another model's tokenizer" in found.detail
+
+
+def _shuffled(real: TextTokenizer) -> Any:
+    """The same vocabulary in another order: nothing but the text that comes out tells."""
+    order = np.random.default_rng(0).permutation(real.vocabulary_tokens).astype(np.uint32)
+
+    class Shuffled:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+        def encode(self, text: str) -> Any:
+            return order[real.encode(text)]
+
+    return Shuffled()
+
+
 def test_layers_without_keys_are_refused(broken):
     _edit(
         broken / "config.json", model_type="qwen3_next", layer_types=["linear_attention"] * 4,
@@ -182,16 +253,34 @@ def test_ready_made_configuration_has_the_published_size(name, parameters):
 # Scaled rotary positions; windows with soft caps; absolute positions. 6 s of one core each.
 @pytest.mark.parametrize("name", ["llama-3.3-70b", "gemma-2-9b", "gpt2"])
 def test_configuration_goes_to_a_card_by_one_command(name, tmp_path, capsys):
-    from megacontext.cli.main import app
+    from megacontext.cli.main import app as megacontext
 
     with pytest.raises(SystemExit) as ended:
-        app(["port", str(CONFIGS / f"{name}.yaml"), "--out", str(tmp_path)])
+        megacontext(["port", str(CONFIGS / f"{name}.yaml"), "--out", str(tmp_path)])
     assert ended.value.code == 0, capsys.readouterr()
     card = (tmp_path / f"{name}.md").read_text()
     assert "Not certified: the real weights and tokenizer" in card
     assert "| plain_forward | pass |" in card
     paged = "degraded" if name == "gpt2" else "pass"
     assert f"| paged_memory | {paged} |" in card
+    assert f"- lens: `train/{name}-lens.yaml`" in card
+    assert (tmp_path / "train" / f"{name}-lens.yaml").is_file()
+
+
+def test_page_of_configurations_has_all_of_them_and_their_facts():
+    rows = rehearsals.committed_rows()
+    assert list(rows) == [path.stem for path in sorted(CONFIGS.glob("*.yaml"))]
+    for path in sorted(CONFIGS.glob("*.yaml")):
+        assert rows[path.stem].startswith("| " + " | ".join(rehearsals.facts(path)) + " | ")
+        assert rows[path.stem].endswith(f" | {rehearsals.job(path)} |")
+
+
+# Layers without positions, experts: the others are those above, or differ from them in size alone.
+@pytest.mark.parametrize("name", ["smollm3-3b", "mixtral-8x7b"])
+def test_page_of_configurations_says_what_comes_out(name, tmp_path):
+    found = rehearsals.rehearsed(CONFIGS / f"{name}.yaml", tmp_path)
+    assert found.card is not None
+    assert rehearsals.committed_rows()[name] == found.row()
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)

@@ -64,6 +64,24 @@ def bootstrap_interval(
     return Interval(float(values.mean()), float(low), float(high), len(values))
 
 
+def ratio_interval(
+    above: ArrayLike, below: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> Interval:
+    """mean(above) / mean(below) of two independent samples, with its percentile bootstrap interval.
+
+    `count` is the size of `above`. Raises: InvalidArgument when a mean of `below` is 0.
+    """
+    top, bottom = _finite(above, "above"), _finite(below, "below")
+    if bottom.mean() == 0.0:
+        raise InvalidArgument("[ratio_interval] below must have a mean that is not 0, it has")
+    tops = _resampled_means(top, resamples, seed)
+    bottoms = _resampled_means(bottom, resamples, seed + 1)
+    held = bottoms != 0.0  # a resample of zeros alone has no ratio
+    tail = (1.0 - level) / 2.0
+    low, high = np.quantile(tops[held] / bottoms[held], [tail, 1.0 - tail])
+    return Interval(float(top.mean() / bottom.mean()), float(low), float(high), len(top))
+
+
 def paired_comparison(
     left: ArrayLike, right: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> PairedComparison:

@@ -36,6 +36,8 @@ class AnswerStats:
     frame_places: int = 0
     positions: str = ""
     generated_tokens: int = 0
+    # Geometric mean of the drawn tokens' probabilities, the end token's included.
+    confidence: float = 0.0
     refocus_count: int = 0
     # Places of all prompts of this answer taken from the KV cache, and computed.
     reused_places: int = 0

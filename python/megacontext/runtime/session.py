@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from megacontext.config import GenerationConfig
 from megacontext.lens import Question, Scores
@@ -84,8 +86,12 @@ class Session:
         self._note_sources(turn, assembled)
         sampler, text = Sampler(generation), StopText(tokenizer.stream(), generation.stop)
         prompt, said = assembled.prompt, np.zeros(0, dtype=np.uint32)
+        log_probability = 0.0
         while len(said) < generation.max_new_tokens:
-            token = int(sampler.pick(self._runner.read(prompt)[None])[0])
+            logits = self._runner.read(prompt)
+            token = int(sampler.pick(logits[None])[0])
+            log_probability += float(torch.log_softmax(logits, dim=-1)[token])
+            stats.confidence = math.exp(log_probability / (len(said) + 1))
             stats.reused_places += self._runner.reused_places
             stats.computed_places += self._runner.computed_places
             stats.seconds = time.perf_counter() - turn.began

@@ -10,6 +10,7 @@ from megacontext.eval.statistics import (
     calibration_error,
     holm,
     paired_comparison,
+    ratio_interval,
     sign_flip_p,
 )
 from megacontext_ext.errors import InvalidArgument
@@ -75,3 +76,18 @@ def test_scores_that_mean_nothing_are_refused(bad):
 def test_unpaired_scores_are_refused():
     with pytest.raises(InvalidArgument, match="got 2 and 1 scores"):
         paired_comparison([1, 2], [1])
+
+
+def test_ratio_interval_holds_the_ratio_and_narrows_with_n():
+    rng = np.random.default_rng(3)
+    few, many = (
+        ratio_interval(rng.random(n) < 0.6, rng.random(n) < 0.8, resamples=500) for n in (40, 4000)
+    )
+    assert few.low < 0.75 < few.high
+    assert many.low < 0.75 < many.high
+    assert many.high - many.low < 0.2 * (few.high - few.low)
+
+
+def test_ratio_to_nothing_is_refused():
+    with pytest.raises(InvalidArgument, match="must have a mean that is not 0"):
+        ratio_interval([1.0], [0.0, 0.0])

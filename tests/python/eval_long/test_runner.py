@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import shutil
 from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
 
+from megacontext.eval.long import runner
 from megacontext.eval.long.command import parse_lengths, parse_names
 from megacontext.eval.long.example import Example, GoldSpan, Source
 from megacontext.eval.long.figures import frontier, heat_map, length_name
 from megacontext.eval.long.methods import Reply
 from megacontext.eval.long.report import write_report
 from megacontext.eval.long.runner import RunConfig, gold_shown, run
-from megacontext.eval.long.summary import Results, comparisons, depth_grid, shortfalls
+from megacontext.eval.long.summary import (
+    Results,
+    comparisons,
+    depth_grid,
+    kept_share,
+    shortfalls,
+)
+from megacontext.eval.long.tasks.facts import FactsTask
 from megacontext_ext.errors import InvalidArgument, NotFound
 
 TIMES = {"ttft_s", "total_s", "ingest_s"}
@@ -56,9 +66,46 @@ def test_second_run_computes_nothing(config, rows):
     assert said == []
 
 
-def test_torn_line_is_cut_off_and_answered_again(config, rows, tmp_path):
-    import shutil
+def test_second_run_makes_no_example_again(config, rows, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("an example was made")
 
+    monkeypatch.setattr(FactsTask, "make", refuse)
+    assert len(run(replace(config, tasks=("facts_person",)))) == 12
+
+
+def test_answers_without_a_recipe_are_kept_too(config, rows, tmp_path):
+    """Folders of before hold none; and a change in a task's code changes all recipes."""
+    out = tmp_path / "old"
+    shutil.copytree(config.out, out)
+    for path in out.glob("cells/*/*.jsonl"):
+        kept = [json.loads(line) for line in path.read_text().splitlines()]
+        for row in kept:
+            row.pop("recipe")
+        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    said = []
+    again = run(replace(config, out=out), said.append)
+    assert (said, _without_times(again)) == ([], _without_times(rows))
+
+
+def test_minutes_cut_a_run_and_the_next_goes_on(config, rows, tmp_path, monkeypatch):
+    cut = replace(config, out=tmp_path / "cut")
+    assert run(cut, minutes=0.0) == []
+    ticks = itertools.count()
+    monkeypatch.setattr(runner._Session, "_is_late", lambda _: next(ticks) >= 15)
+    first = run(cut)
+    monkeypatch.undo()
+    assert len(first) == 11  # one look before an example and one before each of its methods
+    # Of every task and length the first example comes first.
+    assert {row["index"] for row in first} == {0}
+    said = []
+    assert _without_times(run(cut, said.append)) == _without_times(rows)
+    assert len(said) == len(rows) - len(first)
+    assert said[-1].startswith(f"{len(said)}/{len(said)} ")
+    assert said[-1].endswith("about 0 min left")
+
+
+def test_torn_line_is_cut_off_and_answered_again(config, rows, tmp_path):
     out = tmp_path / "copy"
     shutil.copytree(config.out, out)
     torn = sorted(out.glob("cells/*/*.jsonl"))[0]
@@ -95,6 +142,12 @@ def test_report_holds_the_numbers_of_the_rows(config, rows):
         ElementTree.parse(figure)
         assert f"{figure.name})" in text
     assert "the answer rests on the whole history" in text
+    # The command under each figure and table; another method's depths are another command.
+    again = f"tools/reproduce.sh {config.out}"
+    assert f"```\n{again} --method truncation\n```" in text
+    assert f"```\n{again} --length 1k\n```" in text
+    assert html.count(f"<pre>{again}") == text.count(f"```\n{again}") >= 6
+    assert "n=4 of 6" in text  # the ceiling of what has a gold span
     assert html.count("<svg") == len(list(config.out.glob("*.svg"))) >= 4
     manifest = json.loads((config.out / "manifest.json").read_text())
     assert manifest["settings"]["seed"] == 0
@@ -114,6 +167,8 @@ def test_a_folder_collects_several_runs_of_one_model_and_budget(config, rows, tm
     assert scored.count("n=2") == 2
     with pytest.raises(InvalidArgument, match=r"budget_places 400; got .* 500"):
         run(replace(first, budget_places=500))
+    with pytest.raises(InvalidArgument, match=r"answers of .*-float32, got .*-bfloat16; give its"):
+        run(replace(first, dtype="bfloat16"))
 
 
 def test_report_of_no_run_is_refused(tmp_path):
@@ -132,7 +187,8 @@ def test_comparison_pairs_by_example_and_leaves_the_ceiling_out():
     rows = [_row("ours", "t", i, 1.0) for i in range(8)]
     rows += [_row("theirs", "t", i, float(i < 2)) for i in range(8)]
     rows += [_row("ceiling", "t", i, 1.0) for i in range(8)]
-    (entry,) = comparisons(Results(tuple(rows)), "ours")
+    (entry,) = comparisons({"4k": Results(tuple(rows))}, "ours")
+    assert entry.part == "4k"
     assert (entry.rival, entry.comparison.wins, entry.comparison.ties) == ("theirs", 6, 2)
     assert entry.adjusted_p == pytest.approx(2 / 2**6)
 
@@ -155,6 +211,15 @@ def test_shortfalls_compare_the_same_examples():
 def test_score_with_an_example_missing_is_no_score():
     rows = (_row("ours", "a", 0, 1.0), _row("ours", "a", 1, 0.0, status="not applicable"))
     assert Results(rows).score(method="ours") is None
+
+
+def test_kept_share_is_of_the_same_tasks_in_the_window():
+    rows = [_row("full", "a", i, 0.8, length=512) for i in range(4)]
+    rows += [_row("full", "c", i, 0.1, length=512) for i in range(4)]
+    rows += [_row("ours", "a", i, 0.6) for i in range(4)]
+    share = kept_share(Results(tuple(rows)), "ours", 4096, "full")
+    assert (share.mean, share.low, share.high) == pytest.approx((0.75, 0.75, 0.75))
+    assert kept_share(Results(tuple(rows[:4])), "ours", 4096, "full") is None
 
 
 def test_depth_grid_has_one_cell_a_fifth():

@@ -56,8 +56,9 @@ def _blocks(entries: Sequence[dict[str, Any]]) -> Iterator[Block]:
     yield Paragraph(
         "Mean score over the tasks of an entry, each task weighing the same; n is the examples of "
         "all of them. Rows of one model and budget compare; rows of two models do not. `full`, "
-        "`ceiling` and `no_context` are out of competition. An entry that was checked against its "
-        "answers: `megacontext eval board validate FOLDER`."
+        "`ceiling` and `no_context` are out of competition. `megacontext eval board validate "
+        "FOLDER` checks an entry against its answers, `tools/reproduce.sh FOLDER --sample 20` "
+        "answers 20 of them again."
     )
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for entry in entries:

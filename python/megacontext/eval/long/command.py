@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,7 @@ from megacontext.eval.long.methods import METHODS
 from megacontext.eval.long.report import SUBJECT, write_report
 from megacontext.eval.long.reproduce import Figure
 from megacontext.eval.long.reproduce import reproduce as reproduce_figure
-from megacontext.eval.long.runner import RunConfig
+from megacontext.eval.long.runner import RunConfig, answer_count
 from megacontext.eval.long.runner import run as run_config
 from megacontext.eval.long.tasks import RULER, TASKS
 from megacontext_ext.errors import InvalidArgument, MegaContextError
@@ -56,30 +57,45 @@ def run(
     examples: Annotated[int, typer.Option(help="Examples a task and length.")] = 8,
     seed: int = 0,
     budget: Annotated[int, typer.Option(help="Places a prompt may take.")] = 2048,
-    model: str = "smollm2",
+    model: Annotated[str, typer.Option(help="Of several, each gets a folder in OUT.")] = "smollm2",
     dtype: str = "auto",
     workers: Annotated[int, typer.Option(help="Processes, each with its own model.")] = 1,
     threads: Annotated[int, typer.Option(help="Threads in each of them.")] = 1,
+    minutes: Annotated[
+        float | None, typer.Option(help="Begin no answer after so many; the next run goes on.")
+    ] = None,
 ) -> None:
     """Answer, keeping what is already there, and write the report."""
+    models = parse_names(model, {})
+    end = None if minutes is None else time.monotonic() + 60.0 * minutes
     try:
-        config = RunConfig(
-            tasks=parse_names(tasks, {"ruler": RULER, "all": tuple(TASKS)}),
-            methods=parse_names(methods, {"all": tuple(METHODS)}),
-            lengths=parse_lengths(lengths),
-            out=out,
-            examples=examples,
-            seed=seed,
-            budget_places=budget,
-            model=model,
-            dtype=dtype,
-            workers=workers,
-            threads=threads,
-        )
-        run_config(config, typer.echo)
-        typer.echo(f"report: {write_report(out)}")
+        for number, name in enumerate(models):
+            config = RunConfig(
+                tasks=parse_names(tasks, {"ruler": RULER, "all": tuple(TASKS)}),
+                methods=parse_names(methods, {"all": tuple(METHODS)}),
+                lengths=parse_lengths(lengths),
+                out=out if len(models) == 1 else out / Path(name).name,
+                examples=examples,
+                seed=seed,
+                budget_places=budget,
+                model=name,
+                dtype=dtype,
+                workers=workers,
+                threads=threads,
+            )
+            # An equal share of what is left, so that no model waits for another to end.
+            left = None if end is None else (end - time.monotonic()) / 60.0 / (len(models) - number)
+            _run_and_report(config, left)
     except MegaContextError as error:
         raise _ended(error) from error
+
+
+def _run_and_report(config: RunConfig, minutes: float | None) -> None:
+    rows = run_config(config, typer.echo, minutes=minutes)
+    typer.echo(f"report: {write_report(config.out)}")
+    wanted = answer_count(config)
+    rest = "" if len(rows) == wanted else "; the same command goes on"
+    typer.echo(f"{config.model}: {len(rows):,} of {wanted:,} answers are there{rest}")
 
 
 @app.command()
@@ -96,17 +112,24 @@ def report(
 @app.command()
 def reproduce(
     folder: Annotated[Path, typer.Argument(help="Folder of a committed run.")],
-    task: Annotated[str, typer.Option(help="A task of the run.")],
-    length: Annotated[str, typer.Option(help="Tokens of history, like 64k.")],
-    method: Annotated[str, typer.Option(help="A method of the run.")] = SUBJECT,
-    examples: Annotated[int, typer.Option(help="Only the first so many; 0: all.")] = 0,
+    task: Annotated[str, typer.Option(help="Tasks of the run; none: all.")] = "",
+    length: Annotated[str, typer.Option(help="Tokens of history, like 64k; none: all.")] = "",
+    method: Annotated[str, typer.Option(help="Methods of the run; none: all.")] = "",
+    examples: Annotated[int, typer.Option(help="Of each, only the first so many; 0: all.")] = 0,
+    sample: Annotated[int, typer.Option(help="At most so many answers in all; 0: all.")] = 0,
+    dtype: Annotated[str, typer.Option(help="Instead of that of the run.")] = "",
 ) -> None:
-    """Answer one figure's examples again; exit 1 when it leaves its stated interval."""
+    """Answer a figure's examples again; exit 1 when its mean leaves its stated interval."""
     try:
-        (tokens,) = parse_lengths(length)
+        figure = Figure(
+            tasks=parse_names(task, {}),
+            lengths=parse_lengths(length) if length else (),
+            methods=parse_names(method, {}),
+            examples=examples,
+            sample=sample,
+        )
         with tempfile.TemporaryDirectory(prefix="megacontext-again-") as out:
-            figure = Figure(task, tokens, method, examples)
-            found = reproduce_figure(folder, figure, Path(out), typer.echo)
+            found = reproduce_figure(folder, figure, Path(out), typer.echo, dtype or None)
     except MegaContextError as error:
         raise _ended(error) from error
     typer.echo(str(found))

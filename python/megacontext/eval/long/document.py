@@ -39,7 +39,14 @@ class Figure:
     command: str
 
 
-Block = Heading | Paragraph | Table | Figure
+@dataclass(frozen=True, slots=True)
+class Code:
+    """A command, as it is typed."""
+
+    text: str
+
+
+Block = Heading | Paragraph | Table | Figure | Code
 
 _STYLE = """body{font:15px/1.5 sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:1em 0;display:block;overflow-x:auto}
@@ -72,6 +79,8 @@ def _markdown(block: Block) -> str:
             return f"{'#' * rank} {text}"
         case Paragraph(text):
             return text
+        case Code(text):
+            return f"```\n{text}\n```"
         case Figure(name, _, command):
             return f"![{name}]({name}.svg)\n\n```\n{command}\n```"
         case Table(head, rows):
@@ -89,6 +98,8 @@ def _html(block: Block) -> str:
             return f"<h{rank}>{escape(text)}</h{rank}>"
         case Paragraph(text):
             return f"<p>{_inline(text)}</p>"
+        case Code(text):
+            return f"<pre>{escape(text)}</pre>"
         case Figure(name, svg, command):
             return f'<figure id="{escape(name)}">{svg}<pre>{escape(command)}</pre></figure>'
         case Table(head, rows):

@@ -35,6 +35,17 @@ def is_local(name: str) -> bool:
     return name.partition(":")[0] in LOADERS and ":" in name
 
 
+def local_file(name: str) -> Path:
+    """The file of the task `<benchmark>:<path>`. Raises: NotFound."""
+    benchmark, _, where = name.partition(":")
+    if benchmark not in LOADERS:
+        raise NotFound(f"[load] benchmark must be one of {', '.join(LOADERS)}, got {benchmark!r}")
+    path = Path(where).expanduser()
+    if not path.is_file():
+        raise NotFound(f"[load] {benchmark} needs a local file, {path} is missing")
+    return path
+
+
 @lru_cache
 def local_task(name: str) -> LocalTask:
     """The task `<benchmark>:<path>`.
@@ -42,12 +53,8 @@ def local_task(name: str) -> LocalTask:
     Raises: NotFound for a missing file or another benchmark, Corruption for a file that is not in
     its schema, with the row and what was expected there.
     """
-    benchmark, _, where = name.partition(":")
-    if benchmark not in LOADERS:
-        raise NotFound(f"[load] benchmark must be one of {', '.join(LOADERS)}, got {benchmark!r}")
-    path = Path(where).expanduser()
-    if not path.is_file():
-        raise NotFound(f"[load] {benchmark} needs a local file, {path} is missing")
+    path = local_file(name)
+    benchmark = name.partition(":")[0]
     read, category = LOADERS[benchmark]
     examples: list[Example] = []
     for number, row in enumerate(_rows(path)):

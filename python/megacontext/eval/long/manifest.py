@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -14,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from megacontext.eval.long.recipe import question_hashes
 from megacontext_ext.errors import InvalidArgument
 
 _PACKAGES = ("megacontext", "torch", "transformers", "tokenizers", "numpy")
@@ -22,7 +21,7 @@ FILE = "manifest.json"
 
 
 # A folder holds answers of one model at one budget; these settings may not change between runs.
-_FIXED = ("model", "dtype", "budget_places", "seed", "harness_version")
+_FIXED = ("model", "budget_places", "seed", "harness_version")
 
 
 def write_manifest(out: Path, settings: dict[str, Any], model_identity: str) -> dict[str, Any]:
@@ -38,6 +37,11 @@ def write_manifest(out: Path, settings: dict[str, Any], model_identity: str) -> 
     if (out / FILE).is_file():
         before = read_manifest(out)
         settings = _joined(out, before["settings"], settings)
+        if before["model_identity"] != model_identity:
+            raise InvalidArgument(
+                f"[run] {out} holds answers of {before['model_identity']}, got {model_identity}; "
+                "give its --dtype, or choose another folder"
+            )
         runs = [run for run in before.get("runs", [_run_of(before)]) if run != here] + runs
     manifest = {
         **here,
@@ -46,7 +50,7 @@ def write_manifest(out: Path, settings: dict[str, Any], model_identity: str) -> 
         "settings": settings,
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in (*_PACKAGES, *_DATA_PACKAGES)},
-        "question_data_sha256": _question_hashes(),
+        "question_data_sha256": question_hashes(),
         "machine": {
             "system": platform.platform(),
             "processor": _processor(),
@@ -99,17 +103,6 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _question_hashes() -> dict[str, str]:
-    spec = importlib.util.find_spec("long_context_eval")
-    if spec is None or spec.origin is None:
-        return {}
-    folder = Path(spec.origin).parent / "data" / "synthetic" / "json"
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.glob("*.json"))
-    }
 
 
 def _processor() -> str:

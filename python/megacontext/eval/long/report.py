@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from megacontext.eval.long.document import (
     Block,
+    Code,
     Figure,
     Heading,
     Paragraph,
@@ -22,10 +27,9 @@ from megacontext.eval.long.summary import (
     OUT_OF_COMPETITION,
     Results,
     calibration,
-    comparisons,
     depth_grid,
-    shortfalls,
 )
+from megacontext.eval.long.versus import versus
 from megacontext.eval.statistics import Interval
 from megacontext_ext.errors import NotFound
 
@@ -38,7 +42,7 @@ def write_report(out: Path, subject: str = SUBJECT) -> Path:
         raise NotFound(f"[report] folder must hold a run (manifest.json), {out} does not")
     manifest = read_manifest(out)
     results = _named_by(manifest, read_rows(out))
-    blocks = list(_blocks(results, manifest, subject))
+    blocks = list(_blocks(results, manifest, subject, Again(out)))
     write_markdown(blocks, out / "report.md")
     write_html("MegaContext over long histories", blocks, out / "report.html")
     return out / "report.md"
@@ -63,8 +67,22 @@ def _named_by(manifest: dict[str, Any], rows: dict[str, Any]) -> Results:
     return Results(tuple(wanted))
 
 
-def _blocks(results: Results, manifest: dict[str, Any], subject: str) -> Iterator[Block]:
-    command = manifest["command"]
+@dataclass(frozen=True)
+class Again:
+    """The command that answers a figure of the report in `out` again, from a fresh clone."""
+
+    out: Path
+
+    def __call__(self, **filters: str) -> str:
+        folder = os.path.relpath(self.out)
+        shown = str(self.out.resolve()) if folder.startswith("..") else folder
+        options = (f"--{name} {value}" for name, value in filters.items())
+        return " ".join(("tools/reproduce.sh", shlex.quote(shown), *options))
+
+
+def _blocks(
+    results: Results, manifest: dict[str, Any], subject: str, again: Again
+) -> Iterator[Block]:
     settings = manifest["settings"]
     yield Heading("Long histories: scores, places, time", 1)
     yield Paragraph(
@@ -73,11 +91,16 @@ def _blocks(results: Results, manifest: dict[str, Any], subject: str) -> Iterato
         f"length (n says how many), seed {settings['seed']}. Scores are 0 to 1; brackets hold 95% "
         "bootstrap intervals. All methods but `full` stay within the budget and share questions, "
         "answer prefixes and greedy decoding. `ceiling` is given the gold spans, `no_context` "
-        "nothing. A dash: not applicable to every example."
+        'nothing. A dash: not applicable. "n=3 of 4": to one of four it was not.'
+    )
+    yield Paragraph(
+        "The command under a figure or table answers what it shows again and compares the mean "
+        "with the stated interval. With `--sample 20` it answers 20 of the answers behind it, "
+        "which takes minutes instead of hours."
     )
     changed = " with uncommitted changes" if manifest["uncommitted_changes"] else ""
     runs = manifest.get("runs", [manifest])
-    yield Paragraph(f"Made by `{command}` at commit `{manifest['commit']}`{changed}.")
+    yield Paragraph(f"Made by `{manifest['command']}` at commit `{manifest['commit']}`{changed}.")
     if len(runs) > 1:
         yield Heading("Commands, in order", 3)
         yield Table(
@@ -85,13 +108,15 @@ def _blocks(results: Results, manifest: dict[str, Any], subject: str) -> Iterato
         )
     yield Heading("Score by history length")
     yield _score_table(results)
-    yield from _figures(results, command)
+    yield from _figures(results, again)
     yield Heading("Score by task")
     for length in results.lengths:
-        yield Heading(f"History of {length_name(length)} tokens", 3)
+        name = length_name(length)
+        yield Heading(f"History of {name} tokens", 3)
         yield _task_table(results, length)
+        yield Code(again(length=name) if length else again())
     if subject in results.methods:
-        yield from _versus(results, subject)
+        yield from versus(results, subject)
     yield Heading("Cost of an answer")
     yield Paragraph(
         "Medians over the examples. Places are of the largest prompt; time to first token starts "
@@ -112,7 +137,7 @@ def _score_table(results: Results) -> Table:
     head = ("method", *map(length_name, results.lengths), "gold in view", "calibration error")
     rows = []
     for method in results.methods:
-        cells = [str(results.score(method=method, length=n) or "-") for n in results.lengths]
+        cells = [results.mean_of_answered(method=method, length=n) for n in results.lengths]
         shown = [r["gold_shown"] for r in results.answered(method=method)]
         seen = [share for share in shown if share is not None]
         error = calibration(results, method)
@@ -140,22 +165,22 @@ def _brief(score: Interval) -> str:
     return f"{score.mean:.2f} [{score.low:.2f}, {score.high:.2f}] n={score.count}"
 
 
-def _figures(results: Results, command: str) -> Iterator[Block]:
+def _figures(results: Results, again: Again) -> Iterator[Block]:
     tasks = results.tasks
     names = [length_name(n) for n in results.lengths]
     cells: list[list[float | None]] = []
     for method in results.methods:
-        scores = [results.score(method=method, length=n) for n in results.lengths]
-        cells.append([None if s is None else s.mean for s in scores])
-    title = f"Mean score over {len(tasks)} tasks, by method and length"
-    yield Figure("scores", heat_map(title, names, results.methods, cells), command)
+        found = [results.answered(method=method, length=n) for n in results.lengths]
+        cells.append([fmean(r["score"] for r in rows) if rows else None for rows in found])
+    title = f"Mean score over what was answered of {len(tasks)} tasks, by method and length"
+    yield Figure("scores", heat_map(title, names, results.methods, cells), again())
     for method in results.methods:
         if method in ("no_context", "ceiling"):
             continue
         lengths, grid = depth_grid(results, method)
         columns = ["0-20%", "20-40%", "40-60%", "60-80%", "80-100%"]
         svg = heat_map(f"{method}: length by depth", columns, list(map(length_name, lengths)), grid)
-        yield Figure(f"depth_{method}", svg, command)
+        yield Figure(f"depth_{method}", svg, again(method=method))
     for field, axis in (("places", "places of the prompt"), ("ttft_s", "seconds to first token")):
         points = []
         for method in results.methods:
@@ -165,45 +190,7 @@ def _figures(results: Results, command: str) -> Iterator[Block]:
                 points.append((method, x, sum(r["score"] for r in rows) / len(rows)))
         if points:
             svg = frontier(f"Score against {axis}", axis, points)
-            yield Figure(f"frontier_{field}", svg, command)
-
-
-def _versus(results: Results, subject: str) -> Iterator[Block]:
-    yield Heading(f"{subject} against each rival at equal budget")
-    yield Paragraph(
-        "Differences over the same examples, paired; p from sign flips, adjusted over the table "
-        "(Holm)."
-    )
-    rows = []
-    for entry in comparisons(results, subject):
-        c = entry.comparison
-        rows.append(
-            (
-                f"{entry.rival}, {length_name(entry.length)}",
-                f"{c.difference.mean:+.3f} [{c.difference.low:+.3f}, {c.difference.high:+.3f}]",
-                f"{c.wins}/{c.ties}/{c.losses}",
-                f"{entry.adjusted_p:.3f}",
-            )
-        )
-    yield Table(("rival", "difference", "wins/ties/losses", "adjusted p"), tuple(rows))
-    yield Heading(f"Where {subject} is not ahead", 3)
-    short = shortfalls(results, subject)
-    if not short:
-        yield Paragraph("On every task and length it scores at least as much as every rival.")
-        return
-    yield Table(
-        ("task, length", "ours", "best rival", "its score", "gold in our view"),
-        tuple(
-            (
-                f"{s.task}, {length_name(s.length)}",
-                f"{s.ours:.2f}",
-                s.rival,
-                f"{s.theirs:.2f}",
-                "-" if s.gold_shown is None else f"{s.gold_shown:.2f}",
-            )
-            for s in short
-        ),
-    )
+            yield Figure(f"frontier_{field}", svg, again())
 
 
 def _cost_table(results: Results) -> Table:

@@ -4,6 +4,9 @@ One answer is one line of `cells/<task>-<length>/<method>.jsonl`, under a key ma
 that could change it: example, method with its settings, budget, model, version of the harness. A
 line that is there is not computed again; a torn last line is dropped. Answers do not depend on the
 number of workers or on their order.
+
+The first example of every task and length is answered before the second of any, so that a run
+which is cut off by its minutes holds as many examples of each as it can.
 """
 
 from __future__ import annotations
@@ -11,7 +14,8 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
@@ -24,6 +28,7 @@ from megacontext.eval.long.example import Example, ExampleRequest, Task
 from megacontext.eval.long.loaders import is_local, local_task
 from megacontext.eval.long.manifest import write_manifest
 from megacontext.eval.long.methods import METHODS, NotApplicable, Reader, Reply, method
+from megacontext.eval.long.recipe import recipe
 from megacontext.eval.long.scorers import score
 from megacontext.eval.long.tasks import task
 from megacontext.models import load
@@ -77,27 +82,73 @@ class Unit:
     methods: tuple[str, ...]
 
 
-def run(config: RunConfig, say: Callable[[str], None] | None = None) -> list[Row]:
-    """All rows of `config`, those kept from before included, in the order of the configuration."""
+# Task, length (0: as it comes), index, method.
+Place = tuple[str, int, int, str]
+
+
+def run(
+    config: RunConfig,
+    say: Callable[[str], None] | None = None,
+    *,
+    minutes: float | None = None,
+    only: Collection[Place] | None = None,
+) -> list[Row]:
+    """All rows of `config`, those kept from before included, in the order of the configuration.
+
+    After `minutes` no answer is begun any more, and what is missing then is left out: the next run
+    goes on. With `only`, no other answers are computed.
+    """
+    until = None if minutes is None else time.time() + 60.0 * minutes
     config.out.mkdir(parents=True, exist_ok=True)
-    session = _Session(config)
+    session = _Session(config, until)
     write_manifest(config.out, _described(config, session), session.identity)
     kept = read_rows(config.out)
-    plan = [(*place, session.keys(*place)) for place in _places(config)]
-    units = [
-        Unit(name, length, index, missing)
-        for name, length, index, keys in plan
-        if (missing := tuple(m for m in config.methods if keys[m] not in kept))
-    ]
-    total, done = sum(len(unit.methods) for unit in units), 0
+    session.kept = kept
+    # Which answers are there is known from how their examples are made, without making them.
+    made = {row["recipe"]: row for row in kept.values() if "recipe" in row}
+    plan = [(*place, session.recipes(*place)) for place in _places(config)]
+    units = []
+    for *place, recipes in plan:
+        missing = tuple(m for m in config.methods if recipes[m] not in made)
+        if only is not None:
+            missing = tuple(m for m in missing if (*place, m) in only)
+        if missing:
+            units.append(Unit(*place, missing))
+    progress = _Progress(sum(len(unit.methods) for unit in units))
     for rows in _answers(config, session, units):
         for row in rows:
-            _append(config.out, row)
-            kept[row["key"]] = row
-            done += 1
-            if say is not None:
-                say(f"{done}/{total} {_line(row)}")
-    return [kept[keys[m]] for _, _, _, keys in plan for m in config.methods]
+            made[row["recipe"]] = row
+            if row["key"] not in kept:
+                _append(config.out, row)
+                progress.tell(row, say)
+            else:
+                progress.total -= 1
+    plan.sort(key=lambda part: _order(config, *part[:3]))
+    wanted = [recipes[m] for *_, recipes in plan for m in config.methods]
+    return [made[key] for key in wanted if key in made]
+
+
+def answer_count(config: RunConfig) -> int:
+    """How many answers `config` asks for."""
+    return sum(1 for _ in _places(config)) * len(config.methods)
+
+
+@dataclass
+class _Progress:
+    """How many answers are done of how many, and about how long the rest takes."""
+
+    total: int
+    done: int = 0
+
+    def __post_init__(self) -> None:
+        self._began = time.perf_counter()
+
+    def tell(self, row: Row, say: Callable[[str], None] | None) -> None:
+        self.done += 1
+        took = time.perf_counter() - self._began
+        left = took / self.done * (self.total - self.done) / 60.0
+        if say is not None:
+            say(f"{self.done}/{self.total} {_line(row)}; about {left:,.0f} min left")
 
 
 def read_rows(out: Path) -> dict[str, Row]:
@@ -117,10 +168,13 @@ def read_rows(out: Path) -> dict[str, Row]:
 class _Session:
     """The loaded base with all methods: one in each worker process."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, until: float | None) -> None:
         torch.set_num_threads(config.threads)
         base = load(config.model, dtype=config.dtype)  # type: ignore[arg-type]
         self.config = config
+        # Seconds of `time.time`, which all processes share; None: no end.
+        self.until = until
+        self.kept: dict[str, Row] = {}
         self.reader = Reader(base, config.budget_places)
         self.identity = f"{base.facts.identity}-{base.facts.dtype}".replace("torch.", "")
         self._folder = tempfile.TemporaryDirectory(prefix="megacontext-eval-")
@@ -134,9 +188,18 @@ class _Session:
         return _task(name).make(request)
 
     def key(self, example: Example, method_name: str) -> str:
+        return self._key(method_name, {"example": example.digest})
+
+    def recipes(self, name: str, length: int, index: int) -> dict[str, str]:
+        """By method, the key of its answer as far as it is known before the example is made."""
+        made = recipe(name, self.reader.base.tokenizer.hash)
+        place = {"recipe": made, "length": length, "index": index, "seed": self.config.seed}
+        return {m: self._key(m, place) for m in self.config.methods}
+
+    def _key(self, method_name: str, example: dict[str, Any]) -> str:
         frame = self.reader.frame
         parts = {
-            "example": example.digest,
+            **example,
             "method": method_name,
             "settings": self.methods[method_name].about,
             "budget_places": self.config.budget_places,
@@ -146,14 +209,20 @@ class _Session:
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
-    def keys(self, name: str, length: int, index: int) -> dict[str, str]:
-        """The key of every method's answer to one example."""
-        example = self.example(name, length, index)
-        return {m: self.key(example, m) for m in self.config.methods}
-
-    def rows(self, unit: Unit) -> list[Row]:
+    def rows(self, unit: Unit) -> Iterator[Row]:
+        """Answers to `unit`, kept ones as they are, until time is up."""
+        if self._is_late():
+            return
         example = self.example(unit.task, unit.length, unit.index)
-        return [self._row(unit, example, name) for name in unit.methods]
+        recipes = self.recipes(unit.task, unit.length, unit.index)
+        for name in unit.methods:
+            if self._is_late():
+                return
+            known = self.kept.get(self.key(example, name))
+            yield (known or self._row(unit, example, name)) | {"recipe": recipes[name]}
+
+    def _is_late(self) -> bool:
+        return self.until is not None and time.time() >= self.until
 
     def _row(self, unit: Unit, example: Example, name: str) -> Row:
         row: Row = {
@@ -195,23 +264,33 @@ def _task(name: str) -> Task:
 
 
 def _places(config: RunConfig) -> Iterator[tuple[str, int, int]]:
-    """Task, length (0: as it comes) and index of every example."""
-    for length in config.lengths:
-        for name in config.tasks:
-            if not is_local(name):
-                yield from ((name, length, index) for index in range(config.examples))
-    for name in config.tasks:
-        if is_local(name):
-            count = min(config.examples, len(local_task(name).examples))
-            yield from ((name, 0, index) for index in range(count))
+    """Task, length (0: as it comes) and index of every example, in the order of answering."""
+    counts = {
+        name: min(config.examples, len(local_task(name).examples))
+        for name in config.tasks
+        if is_local(name)
+    }
+    for index in range(config.examples):
+        for length in config.lengths:
+            yield from ((name, length, index) for name in config.tasks if name not in counts)
+        yield from ((name, 0, index) for name in counts if index < counts[name])
 
 
-def _answers(config: RunConfig, session: _Session, units: list[Unit]) -> Iterator[list[Row]]:
+def _order(config: RunConfig, name: str, length: int, index: int) -> tuple[int, int, int]:
+    """Where an example stands in the order of the configuration; those with a length first."""
+    place = config.lengths.index(length) if length else len(config.lengths)
+    return place, config.tasks.index(name), index
+
+
+def _answers(config: RunConfig, session: _Session, units: list[Unit]) -> Iterator[Iterable[Row]]:
     if config.workers == 1 or len(units) < 2:
         yield from map(session.rows, units)
         return
     with ProcessPoolExecutor(
-        config.workers, get_context("spawn"), initializer=_open_worker, initargs=(config,)
+        config.workers,
+        get_context("spawn"),
+        initializer=_open_worker,
+        initargs=(config, session.until, session.kept),
     ) as pool:
         yield from pool.map(_work, units)
 
@@ -219,14 +298,15 @@ def _answers(config: RunConfig, session: _Session, units: list[Unit]) -> Iterato
 _worker: _Session | None = None
 
 
-def _open_worker(config: RunConfig) -> None:
+def _open_worker(config: RunConfig, until: float | None, kept: dict[str, Row]) -> None:
     global _worker
-    _worker = _Session(config)
+    _worker = _Session(config, until)
+    _worker.kept = kept
 
 
 def _work(unit: Unit) -> list[Row]:
     assert _worker is not None
-    return _worker.rows(unit)
+    return list(_worker.rows(unit))
 
 
 def _append(out: Path, row: Row) -> None:
@@ -239,9 +319,13 @@ def _append(out: Path, row: Row) -> None:
 
 def _described(config: RunConfig, session: _Session) -> dict[str, Any]:
     fields = asdict(config) | {"out": config.out.name, "harness_version": HARNESS_VERSION}
+    # What "auto" came to: another machine may choose otherwise, and gives other answers then.
+    fields["dtype"] = str(session.reader.base.facts.dtype).removeprefix("torch.")
     return fields | {"methods": {name: m.about for name, m in session.methods.items()}}
 
 
 def _line(row: Row) -> str:
-    what = f"{row['score']:.2f}" if row["status"] == "answered" else row["reason"]
-    return f"{row['task']} {row['length']} #{row['index']} {row['method']}: {what}"
+    where = f"{row['task']} {row['length']} #{row['index']} {row['method']}"
+    if row["status"] != "answered":
+        return f"{where}: {row['reason']}"
+    return f"{where}: {row['score']:.2f} ({row['ingest_s'] + row['total_s']:.1f} s)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from megacontext.eval.statistics import (
     calibration_error,
     holm,
     paired_comparison,
+    ratio_interval,
 )
 
 Row = dict[str, Any]
@@ -39,6 +40,10 @@ class Results:
     def lengths(self) -> list[int]:
         return sorted({row["length"] for row in self.rows})
 
+    @property
+    def categories(self) -> list[str]:
+        return _distinct(row["category"] for row in self.rows)
+
     def where(self, **wanted: Any) -> list[Row]:
         """Rows whose fields have the wanted values; those not applicable included."""
         return [row for row in self.rows if all(row[k] == v for k, v in wanted.items())]
@@ -54,6 +59,14 @@ class Results:
             return None
         return bootstrap_interval(scores)
 
+    def mean_of_answered(self, **wanted: Any) -> str:
+        """Mean score with its interval over what was answered, and of how many; "-" for nothing."""
+        rows = self.where(**wanted)
+        scores = [row["score"] for row in rows if row["status"] == "answered"]
+        if not scores:
+            return "-"
+        return str(bootstrap_interval(scores)) + (f" of {len(rows)}" * (len(scores) < len(rows)))
+
     def median(self, field: str, **wanted: Any) -> float | None:
         values = [row[field] for row in self.answered(**wanted) if row[field] is not None]
         return statistics.median(values) if values else None
@@ -61,30 +74,45 @@ class Results:
 
 @dataclass(frozen=True)
 class Versus:
-    """The subject against one rival at one length, over the examples that both answered."""
+    """The subject against one rival in one part, over the examples that both answered."""
 
+    part: str
     rival: str
-    length: int
     comparison: PairedComparison
-    # Adjusted over all comparisons of the report (Holm).
+    # Adjusted over all comparisons of all parts (Holm).
     adjusted_p: float
 
 
-def comparisons(results: Results, subject: str) -> list[Versus]:
-    """The subject against every rival at equal budget, at every length."""
-    found: list[tuple[str, int, PairedComparison]] = []
-    for length in results.lengths:
-        ours = _by_example(results.answered(method=subject, length=length))
+def comparisons(parts: Mapping[str, Results], subject: str) -> list[Versus]:
+    """The subject against every rival at equal budget, in every part."""
+    found: list[tuple[str, str, PairedComparison]] = []
+    for name, results in parts.items():
+        ours = _by_example(results.answered(method=subject))
         for rival in results.methods:
             if rival == subject or rival in OUT_OF_COMPETITION:
                 continue
-            theirs = _by_example(results.answered(method=rival, length=length))
+            theirs = _by_example(results.answered(method=rival))
             both = [key for key in ours if key in theirs]
             if both:
                 compared = paired_comparison([ours[k] for k in both], [theirs[k] for k in both])
-                found.append((rival, length, compared))
-    adjusted = holm([compared.p_value for _, _, compared in found])
+                found.append((name, rival, compared))
+    adjusted = holm([compared.p_value for *_, compared in found])
     return [Versus(*entry, p) for entry, p in zip(found, adjusted, strict=True)]
+
+
+def kept_share(results: Results, subject: str, length: int, against: str) -> Interval | None:
+    """The subject's mean at `length` as a share of the mean of `against` at the shortest length,
+    over the tasks that both answered; None where there is nothing to divide by.
+
+    With `against` "full" that is the share of the model's own in-window score that is kept.
+    """
+    ours = results.answered(method=subject, length=length)
+    window = results.answered(method=against, length=min(results.lengths, default=0))
+    tasks = {row["task"] for row in ours} & {row["task"] for row in window}
+    below = [row["score"] for row in window if row["task"] in tasks]
+    if not any(below):
+        return None
+    return ratio_interval([row["score"] for row in ours if row["task"] in tasks], below)
 
 
 @dataclass(frozen=True)

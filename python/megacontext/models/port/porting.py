@@ -22,6 +22,7 @@ from megacontext.models.port.checks import (
     examine,
 )
 from megacontext.models.port.inspection import Inspection, inspect_checkpoint
+from megacontext.models.port.jobs import write_jobs
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,10 @@ def port(
     stem = (name or Path(source).name).lower()
     config_file, card_file = out / f"{stem}.yaml", out / f"{stem}.md"
     config_file.write_text(yaml.safe_dump(described, sort_keys=False, allow_unicode=True))
-    card_file.write_text(card(stem, described, verdicts, inspection.notes))
-    return Port(inspection, verdicts, described, (config_file, card_file))
+    jobs = write_jobs(out, stem, AutoConfig.from_pretrained(inspection.folder))
+    text = card(stem, described, verdicts, inspection.notes)
+    card_file.write_text("\n".join([text, "Training jobs:", "", *jobs.lines(), ""]))
+    return Port(inspection, verdicts, described, (config_file, card_file, *jobs.files.values()))
 
 
 def describe(

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from megacontext.models.frozen import TransformersBase
 from megacontext.models.port.arithmetic import MILLION, BaseShape, parameter_count
 from megacontext.models.port.checks import CHECKS, TEXTS, Check, Subject, Verdict, examine
+from megacontext.models.port.jobs import write_jobs
 from megacontext.models.port.porting import verdict_table
 from megacontext.models.tokenizer import TextTokenizer
 from megacontext_ext.errors import InvalidArgument
@@ -58,7 +59,9 @@ def rehearse(
     real = AutoConfig.for_model(**described["config"])
     out.mkdir(parents=True, exist_ok=True)
     card = out / f"{config_file.stem}.md"
-    card.write_text(_card(described["model"], real, verdicts), encoding="utf-8")
+    jobs = write_jobs(out, config_file.stem, real)
+    text = _card(described["model"], real, verdicts)
+    card.write_text("\n".join([text, "Training jobs:", "", *jobs.lines(), ""]), encoding="utf-8")
     return verdicts, card
 
 

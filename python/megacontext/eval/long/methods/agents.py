@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megacontext.eval.long.example import Example
-from megacontext.eval.long.methods.passages import Bm25, Passages, best
+from megacontext.eval.long.methods.passages import Bm25, Indexed, Passages, SketchIndex, best
 from megacontext.eval.long.methods.reader import NotApplicable, Reader, Reply, reply_of
 
 _SUMMARISE = (
@@ -41,7 +41,7 @@ class RecursiveSummary:
     def answer(self, example: Example) -> Reply:
         room = self.reader.room(example)
         started = time.perf_counter()
-        tokens = self.reader.encode(example.history)
+        tokens = self.reader.history_tokens(example)
         part = self.reader.budget_places - 96
         parts = -(-len(tokens) // part)
         if parts > self.max_parts:
@@ -83,11 +83,9 @@ class PagingAgent:
         )
 
     def answer(self, example: Example) -> Reply:
+        indexed = Indexed.of(self.reader, example, self.page_tokens, ("bm25",))
+        pages, (index,) = indexed.passages, indexed.indexes
         started = time.perf_counter()
-        pages = Passages.of(example.history, self.reader.base, self.page_tokens)
-        index = Bm25(pages)
-        state_bytes = index.build() + len(example.history.encode())
-        ingested = time.perf_counter()
         room = self.reader.room(example)
         slots = max(1, room // self.page_tokens - 1)
         queue: deque[int] = deque(maxlen=slots)
@@ -108,16 +106,16 @@ class PagingAgent:
         else:
             self._page_in(queue, index, query)
         tokens = self.reader.encode(self._shown(pages, queue))[-room:]
-        before = time.perf_counter() - ingested
+        before = time.perf_counter() - started
         reading = self.reader.read(tokens, example)
         reply = reply_of(
-            reading, ingest_s=ingested - started, before_s=before, state_bytes=state_bytes
+            reading, ingest_s=indexed.seconds, before_s=before, state_bytes=indexed.state_bytes
         )
         assert reply.places <= self.reader.budget_places
         assert largest <= self.reader.budget_places
         return reply
 
-    def _page_in(self, queue: deque[int], index: Bm25, query: str) -> None:
+    def _page_in(self, queue: deque[int], index: Bm25 | SketchIndex, query: str) -> None:
         """Bring in the best pages that are not there yet, a third of the queue at a time."""
         count = max(1, (queue.maxlen or 1) // 3)
         scores = index.rank(query)

@@ -80,6 +80,7 @@ class MemoryMethod:
             total_s=stats.seconds,
             ingest_s=ingest_s,
             state_bytes=state_bytes,
+            confidence=stats.confidence,
             shown=shown,
         )
 

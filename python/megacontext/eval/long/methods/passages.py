@@ -9,18 +9,35 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from megacontext.eval.long.example import Example
+from megacontext.eval.long.methods.reader import Reader
 from megacontext.models import FrozenBase, TokenArray
 
 Ranking = NDArray[np.float32]
 
 _SENTENCE = re.compile(r"[^\n.!?]*(?:[.!?]+(?=\s|$)|\n|[.!?]|$)\s*")
 _TERM = re.compile(r"\w+(?:[-']\w+)*")
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """Half-open character spans of a text's sentences, and the tokens of each."""
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+    tokens: tuple[TokenArray, ...]
+
+    @classmethod
+    def of(cls, text: str, base: FrozenBase) -> Sentences:
+        spans = tuple(m.span() for m in _SENTENCE.finditer(text) if m.end() > m.start())
+        encoded = base.tokenizer.encode_pieces([text[a:b] for a, b in spans])
+        return cls(text, spans, tuple(piece.tokens for piece in encoded))
 
 
 @dataclass(frozen=True)
@@ -34,24 +51,27 @@ class Passages:
     @classmethod
     def of(cls, text: str, base: FrozenBase, passage_tokens: int) -> Passages:
         """Sentences packed in order, up to `passage_tokens` each; longer ones stand alone, cut."""
-        pieces = [match.span() for match in _SENTENCE.finditer(text) if match.end() > match.start()]
-        encoded = base.tokenizer.encode_pieces([text[a:b] for a, b in pieces])
+        return cls.packed(Sentences.of(text, base), passage_tokens)
+
+    @classmethod
+    def packed(cls, sentences: Sentences, passage_tokens: int) -> Passages:
+        """As `of`, from sentences that are tokens already."""
         spans: list[tuple[int, int]] = []
         rows: list[TokenArray] = []
         held: list[TokenArray] = []
         start, end, count = 0, 0, 0
-        for (a, b), piece in zip(pieces, encoded, strict=True):
-            if count and count + len(piece.tokens) > passage_tokens:
+        for (a, b), tokens in zip(sentences.spans, sentences.tokens, strict=True):
+            if count and count + len(tokens) > passage_tokens:
                 spans.append((start, end))
                 rows.append(np.concatenate(held))
                 held, count, start = [], 0, a
-            held.append(piece.tokens)
-            count += len(piece.tokens)
+            held.append(tokens)
+            count += len(tokens)
             end = b
         if held:
             spans.append((start, end))
             rows.append(np.concatenate(held))
-        return cls(text, tuple(spans), tuple(rows))
+        return cls(sentences.text, tuple(spans), tuple(rows))
 
     def __len__(self) -> int:
         return len(self.spans)
@@ -169,3 +189,51 @@ def _unit(rows: Ranking) -> Ranking:
     return (rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-6)).astype(
         np.float32
     )
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """Passages of one example with indexes over them, shared by the methods that want the same.
+
+    `seconds` is what making all of it takes a method that is alone.
+    """
+
+    passages: Passages
+    indexes: tuple[Bm25 | SketchIndex, ...]
+    state_bytes: int
+    seconds: float
+
+    @classmethod
+    def of(
+        cls, reader: Reader, example: Example, passage_tokens: int, kinds: tuple[str, ...]
+    ) -> Indexed:
+        """Passages of `passage_tokens` with an index of each of `kinds` ("bm25", "sketch")."""
+        base, size = reader.base, str(passage_tokens)
+        sentences, seconds = reader.derived(
+            example, "sentences", lambda: Sentences.of(example.history, base)
+        )
+        passages, took = reader.derived(
+            example, size, lambda: Passages.packed(sentences, passage_tokens)
+        )
+        seconds += took
+        indexes: list[Bm25 | SketchIndex] = []
+        state_bytes = len(example.history.encode())
+        for kind in kinds:
+            make = _built_bm25 if kind == "bm25" else _built_sketch
+            (index, held), took = reader.derived(
+                example, f"{kind} {size}", partial(make, passages, base)
+            )
+            indexes.append(index)
+            state_bytes += held
+            seconds += took
+        return cls(passages, tuple(indexes), state_bytes, seconds)
+
+
+def _built_bm25(passages: Passages, _: FrozenBase) -> tuple[Bm25 | SketchIndex, int]:
+    index = Bm25(passages)
+    return index, index.build()
+
+
+def _built_sketch(passages: Passages, base: FrozenBase) -> tuple[Bm25 | SketchIndex, int]:
+    index = SketchIndex(passages, base)
+    return index, index.build()

@@ -63,7 +63,7 @@ class Press:
     def answer(self, example: Example) -> Reply:
         press_class = self._press_class
         before, tail = self.reader.around(example)
-        history = np.concatenate([before, self.reader.encode(example.history)])
+        history = np.concatenate([before, self.reader.history_tokens(example)])
         if len(history) + len(tail) + example.max_new_tokens > self._limit():
             places = len(history) + len(tail)
             raise NotApplicable(f"{places} places do not fit in {self._limit()}")

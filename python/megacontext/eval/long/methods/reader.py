@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from megacontext.config import FrameConfig
 from megacontext.eval.long.example import Example
 from megacontext.models import FrozenBase, Prompt, PromptRunner, StepInput, TokenArray
 from megacontext_ext.errors import InvalidArgument
+
+T = TypeVar("T")
 
 
 class NotApplicable(Exception):
@@ -79,6 +81,9 @@ class Reader:
     frame: FrameConfig = field(default_factory=FrameConfig)
     _before: TokenArray = field(init=False, repr=False)
     _after: TokenArray = field(init=False, repr=False)
+    # What was derived from the example that was asked about last, with the seconds it took.
+    _example: Example | None = field(default=None, init=False, repr=False)
+    _derived: dict[str, tuple[Any, float]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         parts = self.base.tokenizer.chat_parts(self.frame.system)
@@ -90,6 +95,21 @@ class Reader:
 
     def count_tokens(self, text: str) -> int:
         return len(self.encode(text))
+
+    def derived(self, example: Example, what: str, make: Callable[[], T]) -> tuple[T, float]:
+        """`make()` and the seconds it took. Methods that derive the same from one history share
+        it, and each is charged as if it had been alone."""
+        if self._example is not example:
+            self._example, self._derived = example, {}
+        if what not in self._derived:
+            started = time.perf_counter()
+            made = make()
+            self._derived[what] = made, time.perf_counter() - started
+        return self._derived[what]
+
+    def history_tokens(self, example: Example) -> TokenArray:
+        """Tokens of the whole history."""
+        return self.derived(example, "tokens", lambda: self.encode(example.history))[0]
 
     def room(self, example: Example) -> int:
         """Places left for context beside frame, question and prefix. Raises InvalidArgument."""

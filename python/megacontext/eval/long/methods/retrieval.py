@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from megacontext.eval.long.example import Example
-from megacontext.eval.long.methods.passages import Bm25, Passages, SketchIndex, best, fuse
+from megacontext.eval.long.methods.passages import Indexed, Passages, best, fuse
 from megacontext.eval.long.methods.reader import Reader, Reply, reply_of
 from megacontext.models import TokenArray
 
@@ -42,28 +42,21 @@ class Retrieval:
         return f"passages of {self.passage_tokens} tokens by {ranked}; {shown}, in timeline order"
 
     def answer(self, example: Example) -> Reply:
+        kinds = ("bm25", "sketch") if self.ranking == "hybrid" else (self.ranking,)
+        held = Indexed.of(self.reader, example, self.passage_tokens, kinds)
         started = time.perf_counter()
-        passages = Passages.of(example.history, self.reader.base, self.passage_tokens)
-        indexes: list[Bm25 | SketchIndex] = []
-        if self.ranking != "sketch":
-            indexes.append(Bm25(passages))
-        if self.ranking != "bm25":
-            indexes.append(SketchIndex(passages, self.reader.base))
-        state_bytes = sum(index.build() for index in indexes) + len(example.history.encode())
-        ingested = time.perf_counter()
-        chosen = self._choose(passages, indexes, example.question)
-        context, shown = self._context(passages, chosen, self.reader.room(example))
-        before = time.perf_counter() - ingested
+        chosen = self._choose(held, example.question)
+        context, shown = self._context(held.passages, chosen, self.reader.room(example))
+        before = time.perf_counter() - started
         reading = self.reader.read(context, example)
         reply = reply_of(
-            reading, ingest_s=ingested - started, before_s=before, state_bytes=state_bytes
+            reading, ingest_s=held.seconds, before_s=before, state_bytes=held.state_bytes
         )
-        return _with_shown(reply, tuple(passages.spans[i] for i in shown))
+        return _with_shown(reply, tuple(held.passages.spans[i] for i in shown))
 
-    def _choose(
-        self, passages: Passages, indexes: list[Bm25 | SketchIndex], question: str
-    ) -> list[int]:
-        rankings = [index.rank(question) for index in indexes]
+    def _choose(self, held: Indexed, question: str) -> list[int]:
+        passages = held.passages
+        rankings = [index.rank(question) for index in held.indexes]
         scores = rankings[0] if len(rankings) == 1 else fuse(rankings)
         order = best(scores, self.top or len(passages))
         if self.ranking != "hybrid":
@@ -112,11 +105,9 @@ class Neighbours:
         )
 
     def answer(self, example: Example) -> Reply:
+        indexed = Indexed.of(self.reader, example, self.passage_tokens, ("sketch",))
+        passages, (index,) = indexed.passages, indexed.indexes
         started = time.perf_counter()
-        passages = Passages.of(example.history, self.reader.base, self.passage_tokens)
-        index = SketchIndex(passages, self.reader.base)
-        state_bytes = index.build() + len(example.history.encode())
-        ingested = time.perf_counter()
         room = self.reader.room(example)
         near = best(index.rank(example.question), self.neighbours)
         wanted = dict.fromkeys(j for i in near for j in (i, i + 1) if j < len(passages))
@@ -130,10 +121,10 @@ class Neighbours:
         retrieved = [passages.tokens[i] for i in held]
         newest = np.concatenate(passages.tokens[-(room // 8) :])[-(room - room // 2) :]
         context = np.concatenate([*retrieved, newest])[-room:]
-        before = time.perf_counter() - ingested
+        before = time.perf_counter() - started
         reading = self.reader.read(context, example)
         reply = reply_of(
-            reading, ingest_s=ingested - started, before_s=before, state_bytes=state_bytes
+            reading, ingest_s=indexed.seconds, before_s=before, state_bytes=indexed.state_bytes
         )
         return _with_shown(reply, tuple(passages.spans[i] for i in sorted(held)))
 

@@ -30,7 +30,7 @@ class FullContext:
         return min(trained, self.max_places) if self.max_places else trained
 
     def answer(self, example: Example) -> Reply:
-        tokens = self.reader.encode(example.history)
+        tokens = self.reader.history_tokens(example)
         places = len(tokens) + self.reader.budget_places - self.reader.room(example)
         if places + example.max_new_tokens > self._limit():
             raise NotApplicable(f"{places} places do not fit in {self._limit()}")
@@ -53,7 +53,7 @@ class Truncation:
         return "the beginning and the end of the history, half of the budget each"
 
     def answer(self, example: Example) -> Reply:
-        tokens, room = self.reader.encode(example.history), self.reader.room(example)
+        tokens, room = self.reader.history_tokens(example), self.reader.room(example)
         if len(tokens) > room:
             gap = self.reader.encode("\n[...]\n")
             half = (room - len(gap)) // 2
@@ -79,7 +79,7 @@ class SinksWindow:
         return f"{self.sink_tokens} sink tokens and the newest tokens up to the budget"
 
     def answer(self, example: Example) -> Reply:
-        tokens, room = self.reader.encode(example.history), self.reader.room(example)
+        tokens, room = self.reader.history_tokens(example), self.reader.room(example)
         if len(tokens) > room:
             newest = tokens[len(tokens) - (room - self.sink_tokens) :]
             tokens = np.concatenate([tokens[: self.sink_tokens], newest])
