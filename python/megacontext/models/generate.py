@@ -80,7 +80,6 @@ def generate_batch(
     cache = base.new_cache()
     step_input = left_pad(base, prompts)
     attend = step_input.attend
-    assert attend is not None
     positions = torch.tensor([[int(prompt.positions[-1])] for prompt in prompts])
     for _ in range(config.max_new_tokens):
         tokens = sampler.pick(base.step(step_input, cache)[:, -1])
@@ -94,7 +93,8 @@ def generate_batch(
         if not open_lines:
             break
         positions = positions + 1
-        attend = torch.cat([attend, torch.ones(len(prompts), 1, dtype=torch.bool)], dim=1)
+        if attend is not None:
+            attend = torch.cat([attend, torch.ones(len(prompts), 1, dtype=torch.bool)], dim=1)
         step_input = StepInput(positions, tokens=tokens[:, None], attend=attend)
     for line in open_lines:
         answers[line] += texts[line].end()

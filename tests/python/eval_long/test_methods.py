@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -54,6 +56,31 @@ def asked(monkeypatch, reader):
 
     monkeypatch.setattr(Reader, "read", remembering)
     return seen
+
+
+def test_methods_share_what_they_derive_and_are_charged_alike(reader, example, tmp_path):
+    """Passages and indexes are made once for an example, and again for another object."""
+    fresh = Reader(reader.base, BUDGET)
+    replies = {
+        name: method(name, fresh, tmp_path).answer(example)
+        for name in ("rag_bm25", "rag_bm25_filled", "rag_sketch", "rag_hybrid")
+    }
+    assert set(fresh._derived) == {"sentences", "96", "bm25 96", "sketch 96"}
+    assert replies["rag_bm25"].ingest_s == replies["rag_bm25_filled"].ingest_s > 0
+    assert replies["rag_hybrid"].ingest_s > replies["rag_sketch"].ingest_s
+    alone = method("rag_hybrid", Reader(reader.base, BUDGET), tmp_path).answer(example)
+    assert (alone.text, alone.shown) == (replies["rag_hybrid"].text, replies["rag_hybrid"].shown)
+    method("truncation", fresh, tmp_path).answer(replace(example, index=7))
+    assert set(fresh._derived) == {"tokens"}
+
+
+def test_instructions_in_a_batch_are_those_one_by_one(reader, example):
+    tokens = reader.encode(example.history)
+    texts = [tokens[:90], tokens[90:180], tokens[:40], tokens[180:270]]
+    told = reader.instruct_all(texts, "Say it again.", 6)
+    decode = reader.base.tokenizer.decode
+    assert told == [reader.instruct(decode(t), "Say it again.", 6).text for t in texts]
+    assert len(set(told)) > 1
 
 
 def test_truncation_keeps_both_ends(reader, example, asked):

@@ -38,6 +38,12 @@ class KeepNewest:
         return keys[:, :, -count:], values[:, :, -count:]
 
 
+class KeepOldest(KeepNewest):
+    def compress(self, module, hidden_states, keys, values, attentions, kwargs):
+        count = max(1, int(keys.shape[2] * (1 - self.compression_ratio)))
+        return keys[:, :, :count], values[:, :, :count]
+
+
 @pytest.fixture(scope="module")
 def roomy_base(text_tokenizer) -> TransformersBase:
     """Reads 1,024 tokens: a history of 256 by rule of thumb is 600 of its own."""
@@ -57,7 +63,7 @@ def example():
 
 def newest(reader: Reader, monkeypatch) -> Press:
     pressed = Press(reader, "KeepNewest", "press_newest")
-    monkeypatch.setattr(Press, "_press_class", KeepNewest)
+    monkeypatch.setattr(Press, "_classes", lambda _: {"KeepNewest": KeepNewest})
     return pressed
 
 
@@ -77,7 +83,7 @@ def test_pressed_layers_hold_the_budget_and_keep_what_the_press_chose(
     before, tail = reader.around(example)
     history = np.concatenate([before, reader.encode(example.history)])
     assert len(history) + len(tail) > BUDGET
-    cache = pressed._pressed(KeepNewest, history, BUDGET - len(tail))
+    cache = pressed._pressed(pressed._classes(), history, BUDGET - len(tail))["KeepNewest"]
     assert {layer.keys.shape[2] for layer in cache.layers} == {BUDGET - len(tail)}
     whole = roomy_base.new_cache()
     with torch.inference_mode():
@@ -86,6 +92,22 @@ def test_pressed_layers_hold_the_budget_and_keep_what_the_press_chose(
     kept = BUDGET - len(tail)
     torch.testing.assert_close(cache.layers[1].keys, whole.layers[1].keys[:, :, -kept:])
     assert pressed.answer(example).places == BUDGET
+
+
+def test_one_pass_over_the_history_serves_all_presses(roomy_base, example, monkeypatch):
+    reader, passes = Reader(roomy_base, BUDGET), []
+    classes = {"KeepNewest": KeepNewest, "KeepOldest": KeepOldest}
+    monkeypatch.setattr(Press, "_classes", lambda _: classes)
+    pressed = Press._pressed
+    monkeypatch.setattr(Press, "_pressed", lambda *given: passes.append(1) or pressed(*given))
+    told = {name: Press(reader, name, name).answer(example) for name in classes}
+    assert len(passes) == 1
+    for name, reply in told.items():
+        alone = Press(Reader(roomy_base, BUDGET), name, name).answer(example)
+        assert (reply.text, reply.places, reply.confidence) == (
+            alone.text, alone.places, alone.confidence
+        )  # fmt: skip
+    assert told["KeepNewest"].confidence != told["KeepOldest"].confidence
 
 
 @pytest.mark.skipif(importlib.util.find_spec("kvpress") is None, reason="kvpress is optional")

@@ -69,7 +69,7 @@ def _blocks(entries: Sequence[dict[str, Any]]) -> Iterator[Block]:
         for entry in members:
             yield Paragraph(
                 f"`{entry['name']}` ({entry['system']['name']} {entry['system']['version']}), "
-                f"folder `{entry['folder']}`, {len(entry['commands'])} commands, the last: "
+                f"folder `{entry['folder']}`, the last command of {len(entry['commands'])}: "
                 f"`{entry['commands'][-1]}`."
             )
 

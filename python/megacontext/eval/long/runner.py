@@ -35,7 +35,7 @@ from megacontext.models import load
 from megacontext_ext.errors import InvalidArgument
 
 # Raised when prompts, scorers or baselines change, so that old answers are not mixed with new ones.
-HARNESS_VERSION = 1
+HARNESS_VERSION = 2
 
 Row = dict[str, Any]
 
@@ -106,14 +106,16 @@ def run(
     session.kept = kept
     # Which answers are there is known from how their examples are made, without making them.
     made = {row["recipe"]: row for row in kept.values() if "recipe" in row}
-    plan = [(*place, session.recipes(*place)) for place in _places(config)]
+    plan = [(name, n, i, session.recipes(name, n, i)) for name, n, i in _places(config)]
     units = []
-    for *place, recipes in plan:
-        missing = tuple(m for m in config.methods if recipes[m] not in made)
-        if only is not None:
-            missing = tuple(m for m in missing if (*place, m) in only)
+    for name, length, index, recipes in plan:
+        missing = tuple(
+            m
+            for m in config.methods
+            if recipes[m] not in made and (only is None or (name, length, index, m) in only)
+        )
         if missing:
-            units.append(Unit(*place, missing))
+            units.append(Unit(name, length, index, missing))
     progress = _Progress(sum(len(unit.methods) for unit in units))
     for rows in _answers(config, session, units):
         for row in rows:
@@ -123,7 +125,7 @@ def run(
                 progress.tell(row, say)
             else:
                 progress.total -= 1
-    plan.sort(key=lambda part: _order(config, *part[:3]))
+    plan.sort(key=lambda part: _order(config, part[0], part[1], part[2]))
     wanted = [recipes[m] for *_, recipes in plan for m in config.methods]
     return [made[key] for key in wanted if key in made]
 

@@ -14,6 +14,7 @@ import numpy as np
 from megacontext.eval.long.example import Example
 from megacontext.eval.long.methods.passages import Bm25, Indexed, Passages, SketchIndex, best
 from megacontext.eval.long.methods.reader import NotApplicable, Reader, Reply, reply_of
+from megacontext.models import PromptRunner
 
 _SUMMARISE = (
     "Summarise the text above in a few sentences. Keep all names, numbers, dates and places."
@@ -47,15 +48,9 @@ class RecursiveSummary:
         if parts > self.max_parts:
             raise NotApplicable(f"{parts} parts to summarise, at most {self.max_parts} are tried")
         while len(tokens) > room:
-            texts = [
-                self.reader.base.tokenizer.decode(tokens[i : i + part])
-                for i in range(0, len(tokens), part)
-            ]
-            summaries = [
-                self.reader.instruct(text, _SUMMARISE, self.summary_tokens).text.strip()
-                for text in texts
-            ]
-            tokens = self.reader.encode("\n".join(summaries))
+            texts = [tokens[i : i + part] for i in range(0, len(tokens), part)]
+            summaries = self.reader.instruct_all(texts, _SUMMARISE, self.summary_tokens)
+            tokens = self.reader.encode("\n".join(text.strip() for text in summaries))
         ingest = time.perf_counter() - started
         reading = self.reader.read(tokens, example)
         return reply_of(reading, ingest_s=ingest, state_bytes=len(tokens) * 4)
@@ -90,6 +85,8 @@ class PagingAgent:
         slots = max(1, room // self.page_tokens - 1)
         queue: deque[int] = deque(maxlen=slots)
         query, largest = example.question, 0
+        # The pages that were read to decide need not be read again to answer.
+        runner = PromptRunner(self.reader.base)
         for _ in range(self.max_searches - 1):
             self._page_in(queue, index, query)
             step = self.reader.instruct(
@@ -97,6 +94,7 @@ class PagingAgent:
                 f"Question: {example.question}\nIf the text above holds the answer, write it. "
                 f"If not, write {_SEARCH} and a few words to look for.",
                 24,
+                runner,
             )
             largest = max(largest, step.places)
             head, found, words = step.text.partition(_SEARCH)
@@ -107,7 +105,7 @@ class PagingAgent:
             self._page_in(queue, index, query)
         tokens = self.reader.encode(self._shown(pages, queue))[-room:]
         before = time.perf_counter() - started
-        reading = self.reader.read(tokens, example)
+        reading = self.reader.read(tokens, example, runner)
         reply = reply_of(
             reading, ingest_s=indexed.seconds, before_s=before, state_bytes=indexed.state_bytes
         )

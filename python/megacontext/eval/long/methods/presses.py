@@ -15,7 +15,6 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,8 @@ from megacontext.eval.long.methods.reader import NotApplicable, Reader, Reading,
 from megacontext.models import StepInput, TokenArray
 from megacontext.models.kv_cache import CACHE_ARGUMENT
 
+# One pass over a history serves all of them: what a layer keeps is chosen after its attention.
+PRESSES = ("KnormPress", "SnapKVPress", "ExpectedAttentionPress")
 INSTALL = "pip install --no-deps kvpress==0.5.5, with the extra megacontext[kvpress]"
 
 
@@ -51,42 +52,46 @@ class Press:
         trained = self.reader.base.facts.trained_tokens
         return min(trained, self.max_places) if self.max_places else trained
 
-    @cached_property
-    def _press_class(self) -> Any:
+    def _classes(self) -> dict[str, Any]:
+        """Presses by name."""
         if importlib.util.find_spec("kvpress") is None:
             raise NotApplicable(f"kvpress is not installed: {INSTALL}")
         logging.getLogger("kvpress").setLevel(logging.ERROR)
         import kvpress
 
-        return getattr(kvpress, self.press)
+        return {name: getattr(kvpress, name) for name in PRESSES}
 
     def answer(self, example: Example) -> Reply:
-        press_class = self._press_class
+        classes = self._classes()
         before, tail = self.reader.around(example)
         history = np.concatenate([before, self.reader.history_tokens(example)])
         if len(history) + len(tail) + example.max_new_tokens > self._limit():
             places = len(history) + len(tail)
             raise NotApplicable(f"{places} places do not fit in {self._limit()}")
         kept = self.reader.budget_places - len(tail)
-        started = time.perf_counter()
-        cache = self._pressed(press_class, history, kept)
-        ingest_s = time.perf_counter() - started
+        pressed, ingest_s = self.reader.derived(
+            example, "pressed", lambda: self._pressed(classes, history, kept)
+        )
+        cache = pressed[self.press]
         reading = self._continued(cache, tail, len(history), example.max_new_tokens)
         layers: list[Any] = list(cache.layers)
         state = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
         return reply_of(reading, ingest_s=ingest_s, state_bytes=state)
 
     @torch.inference_mode()
-    def _pressed(self, press_class: Any, history: TokenArray, kept: int) -> Cache:
-        """Keys and values of `history`, `kept` places in each layer."""
+    def _pressed(
+        self, classes: dict[str, Any], history: TokenArray, kept: int
+    ) -> dict[str, DynamicCache]:
+        """By press: keys and values of `history`, `kept` places in each layer."""
         base, cache = self.reader.base, DynamicCache()
         # Half a place more, so that rounding down gives exactly `kept`.
         ratio = max(0.0, 1.0 - (kept + 0.5) / len(history))
-        press = press_class(compression_ratio=ratio)
+        presses = {name: made(compression_ratio=ratio) for name, made in classes.items()}
+        pressed = {name: DynamicCache() for name in classes}
         tokens = torch.from_numpy(history.astype(np.int64))[None]
-        with _pressing(getattr(base, "model", None), press, cache):
+        with _pressing(getattr(base, "model", None), presses, cache, pressed):
             base.step(StepInput(torch.arange(len(history))[None], tokens=tokens), cache)
-        return cache
+        return pressed
 
     @torch.inference_mode()
     def _continued(self, cache: Cache, tail: TokenArray, at: int, count: int) -> Reading:
@@ -114,20 +119,26 @@ class Press:
 
 
 @contextlib.contextmanager
-def _pressing(model: Any, press: Any, cache: DynamicCache) -> Iterator[None]:
-    """While open, every layer of `model` presses what its attention has just written."""
+def _pressing(
+    model: Any, presses: dict[str, Any], cache: DynamicCache, pressed: dict[str, DynamicCache]
+) -> Iterator[None]:
+    """While open, every layer of `model` fills `pressed` from what its attention has just written
+    into `cache`, which stays whole."""
     decoder = getattr(model, "model", None)
     if decoder is None or not all(hasattr(layer, "self_attn") for layer in decoder.layers):
         raise NotApplicable("presses need a decoder with layers of self-attention")
-    press.post_init_from_model(model)
+    for press in presses.values():
+        press.post_init_from_model(model)
 
     def hook(module: Any, _args: Any, given: dict[str, Any], output: Any) -> Any:
         layer = cache.layers[module.layer_idx]
         # The names that presses look for.
         known = given | {"past_key_values": given.get(CACHE_ARGUMENT)}
-        layer.keys, layer.values = press.compress(
-            module, given["hidden_states"], layer.keys, layer.values, None, known
-        )
+        for name, press in presses.items():
+            keys, values = press.compress(
+                module, given["hidden_states"], layer.keys, layer.values, None, known
+            )
+            pressed[name].update(keys, values, module.layer_idx)
         return output
 
     with contextlib.ExitStack() as stack:

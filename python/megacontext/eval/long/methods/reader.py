@@ -6,6 +6,7 @@ Decoding is greedy, so that a difference between methods is a difference in what
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -15,12 +16,15 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 
-from megacontext.config import FrameConfig
+from megacontext.config import FrameConfig, GenerationConfig
 from megacontext.eval.long.example import Example
 from megacontext.models import FrozenBase, Prompt, PromptRunner, StepInput, TokenArray
+from megacontext.models.generate import generate_batch
 from megacontext_ext.errors import InvalidArgument
 
 T = TypeVar("T")
+# Prompts of a batch: enough to share the reading of weights, few enough for its keys and values.
+_BATCH = 8
 
 
 class NotApplicable(Exception):
@@ -125,23 +129,53 @@ class Reader:
         """Tokens before and after the context: frame, question, answer prefix."""
         return self._before, self._tail(example)
 
-    def read(self, context: Sequence[int] | TokenArray, example: Example) -> Reading:
-        """Greedy answer to the example's question with `context` in front of it."""
+    def read(
+        self,
+        context: Sequence[int] | TokenArray,
+        example: Example,
+        runner: PromptRunner | None = None,
+    ) -> Reading:
+        """Greedy answer to the example's question with `context` in front of it; a `runner` has
+        read the beginning of it before."""
         tokens = np.concatenate(
             [self._before, np.asarray(context, dtype=np.uint32), self._tail(example)]
         )
-        return self.generate(tokens, example.max_new_tokens)
+        return self.generate(tokens, example.max_new_tokens, runner)
 
-    def instruct(self, text: str, instruction: str, max_new_tokens: int) -> Reading:
+    def instruct(
+        self, text: str, instruction: str, max_new_tokens: int, runner: PromptRunner | None = None
+    ) -> Reading:
         """Greedy reply to `text` followed by `instruction`."""
+        tokens = self._instructed(self.encode(text), instruction)
+        return self.generate(tokens, max_new_tokens, runner)
+
+    def instruct_all(
+        self, texts: Sequence[TokenArray], instruction: str, max_new_tokens: int
+    ) -> list[str]:
+        """Greedy replies to several texts, each followed by `instruction`; those of one length in
+        one batch."""
+        prompts = [Prompt.of_tokens(self._instructed(text, instruction)) for text in texts]
+        config = GenerationConfig(max_new_tokens=max_new_tokens)
+        replies: dict[int, str] = {}
+        by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        for _, group in itertools.groupby(by_length, key=lambda i: len(prompts[i])):
+            numbers = list(group)
+            for at in range(0, len(numbers), _BATCH):
+                batch = numbers[at : at + _BATCH]
+                told = generate_batch(self.base, [prompts[i] for i in batch], config)
+                replies.update(zip(batch, told, strict=True))
+        return [replies[i] for i in range(len(prompts))]
+
+    def _instructed(self, text: TokenArray, instruction: str) -> TokenArray:
         tail = np.concatenate([self.encode("\n\n" + instruction), self._after])
         room = self.budget_places - len(self._before) - len(tail)
-        tokens = np.concatenate([self._before, self.encode(text)[:room], tail])
-        return self.generate(tokens, max_new_tokens)
+        return np.concatenate([self._before, text[:room], tail])
 
-    def generate(self, tokens: TokenArray, max_new_tokens: int) -> Reading:
+    def generate(
+        self, tokens: TokenArray, max_new_tokens: int, runner: PromptRunner | None = None
+    ) -> Reading:
         started = time.perf_counter()
-        runner, prompt = PromptRunner(self.base), Prompt.of_tokens(tokens)
+        runner, prompt = runner or PromptRunner(self.base), Prompt.of_tokens(tokens)
         stream, text, logs, first = self.base.tokenizer.stream(), "", [], math.nan
         for step in range(max_new_tokens):
             logits = runner.read(prompt)
