@@ -51,8 +51,12 @@ class Rehearsal:
 
     def row(self) -> str:
         passed = sum(v.status == "pass" for v in self.verdicts)
-        less = [v.check for v in self.verdicts if v.status != "pass" and v.check != "reads_text"]
-        cells = (*facts(self.path), f"{passed} of {len(self.verdicts)}", ", ".join(less) or "-")
+        less = [
+            f"{v.check} ({v.detail.partition(';')[0]})"
+            for v in self.verdicts
+            if v.status != "pass" and v.check != "reads_text"
+        ]
+        cells = (*facts(self.path), f"{passed} of {len(self.verdicts)}", "; ".join(less) or "-")
         return "| " + " | ".join((*cells, job(self.path))) + " |"
 
 

@@ -113,6 +113,7 @@ def test_tokenizer_that_is_far_too_small_is_refused(broken):
         ({"model_type": "t5"}, "unsupported attention: an encoder-decoder"),
         ({"model_type": "bert"}, "every token of this model sees those after it"),
         ({"model_type": "clip"}, "no causal language model for model_type 'clip'"),
+        ({"num_attention_heads": 5}, "is not a multiple of the number of attention heads (5)"),
     ],
 )
 def test_configuration_that_cannot_be_a_base_is_refused(broken, changes, reason):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
@@ -68,7 +69,11 @@ def inspect_checkpoint(folder: Path, *, weights: bool = True) -> Inspection:
     if model_type not in CONFIG_MAPPING_NAMES:
         reason = f"transformers knows no model_type {model_type!r}, and code of a folder is not run"
         return Inspection(folder, model_type, None, (reason,))
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        reason = f"config.json is not one of model_type {model_type!r}: {_last_line(error)}"
+        return Inspection(folder, model_type, None, (reason,))
     refusals += _unsupported(config)
     if refusals:
         return Inspection(folder, model_type, None, tuple(refusals))
@@ -79,6 +84,11 @@ def inspect_checkpoint(folder: Path, *, weights: bool = True) -> Inspection:
     if weights:
         refusals += _weight_faults(folder)
     return Inspection(folder, model_type, shape, tuple(refusals), tuple(notes), facts)
+
+
+def _last_line(error: Exception) -> str:
+    """The last line of a message: validators put what is wrong there."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:200]
 
 
 def _remote_code(folder: Path, stored: dict[str, Any]) -> Iterator[str]:

@@ -89,7 +89,8 @@ def shrunk(stored: Mapping[str, Any]) -> Any:
     config.num_hidden_layers = layers
     config.num_attention_heads = heads
     if free:
-        config.head_dim, config.hidden_size = shape.head_width, _WIDTH
+        # Some configurations insist that heads divide the width, whatever the heads' own width is.
+        config.head_dim, config.hidden_size = shape.head_width, -(-_WIDTH // heads) * heads
     else:
         config.hidden_size = heads * shape.head_width
     config.vocab_size = _VOCABULARY
