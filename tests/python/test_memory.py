@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import megacontext
 from megacontext.config import FrameConfig, GenerationConfig, RuntimeConfig
-from megacontext.models import TextTokenizer, TransformersBase
+from megacontext.models import PromptRunner, TextTokenizer, TransformersBase
 from megacontext.runtime import GistRecord
 from megacontext_ext.errors import (
     Corruption,
@@ -64,6 +65,19 @@ def test_an_answer_streams_and_can_be_read_again(filled):
     assert 0 < answer.stats.generated_tokens <= 6
     assert 0 < answer.stats.first_token_seconds <= answer.stats.seconds
     assert answer.to_json()["sources"][0]["source"] == "log.txt"
+
+
+def test_confidence_is_the_mean_probability_of_what_was_drawn(filled):
+    answer = filled.ask("Who is captain?", SHORT)
+    told = answer.text
+    runner, prompt, logs = PromptRunner(filled.base), filled._session.last.prompt, []
+    for _ in range(answer.stats.generated_tokens):
+        likelihood = torch.log_softmax(runner.read(prompt), dim=-1)
+        logs.append(float(likelihood.max()))
+        prompt = prompt.then(int(likelihood.argmax()))
+    assert len(logs) == SHORT.max_new_tokens  # no end token, which would count too
+    assert answer.stats.confidence == pytest.approx(np.exp(np.mean(logs)), rel=1e-4)
+    assert told == answer.text
 
 
 def test_a_prompt_never_exceeds_the_budget(filled):

@@ -83,14 +83,14 @@ def test_pressed_layers_hold_the_budget_and_keep_what_the_press_chose(
     before, tail = reader.around(example)
     history = np.concatenate([before, reader.encode(example.history)])
     assert len(history) + len(tail) > BUDGET
-    cache = pressed._pressed(pressed._classes(), history, BUDGET - len(tail))["KeepNewest"]
-    assert {layer.keys.shape[2] for layer in cache.layers} == {BUDGET - len(tail)}
+    held = pressed._pressed(pressed._classes(), history, BUDGET - len(tail))["KeepNewest"]
+    assert {keys.shape[2] for keys, _ in held} == {BUDGET - len(tail)}
     whole = roomy_base.new_cache()
     with torch.inference_mode():
         tokens = torch.from_numpy(history.astype(np.int64))[None]
         roomy_base.model(input_ids=tokens, cache=whole)
     kept = BUDGET - len(tail)
-    torch.testing.assert_close(cache.layers[1].keys, whole.layers[1].keys[:, :, -kept:])
+    torch.testing.assert_close(held[1][0], whole.layers[1].keys[:, :, -kept:])
     assert pressed.answer(example).places == BUDGET
 
 

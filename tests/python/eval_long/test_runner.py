@@ -10,11 +10,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from megacontext.eval.long import runner
+from megacontext.eval.long import command, runner
 from megacontext.eval.long.command import parse_lengths, parse_names
 from megacontext.eval.long.example import Example, GoldSpan, Source
 from megacontext.eval.long.figures import frontier, heat_map, length_name
-from megacontext.eval.long.methods import Reply
+from megacontext.eval.long.methods import Reply, presses
 from megacontext.eval.long.report import write_report
 from megacontext.eval.long.runner import RunConfig, gold_shown, run
 from megacontext.eval.long.summary import (
@@ -25,7 +25,7 @@ from megacontext.eval.long.summary import (
     shortfalls,
 )
 from megacontext.eval.long.tasks.facts import FactsTask
-from megacontext_ext.errors import InvalidArgument, NotFound
+from megacontext_ext.errors import InvalidArgument, NotFound, Unsupported
 
 TIMES = {"ttft_s", "total_s", "ingest_s"}
 
@@ -247,6 +247,16 @@ def test_lengths_and_names_are_parsed():
 def test_bad_configurations_are_refused(config, changes):
     with pytest.raises((InvalidArgument, NotFound)):
         replace(config, **changes)
+
+
+def test_a_method_without_its_package_is_refused_and_left_out_of_all(config, monkeypatch, capsys):
+    monkeypatch.setattr(presses.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(Unsupported, match="press_knorm cannot run here: kvpress is not installed"):
+        replace(config, methods=("press_knorm",))
+    here = command._methods_here()
+    assert "megacontext" in here
+    assert "press_knorm" not in here
+    assert "note: press_snapkv is left out: kvpress is not installed" in capsys.readouterr().err
 
 
 def test_figures_are_well_formed_and_escape_names():

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from megacontext.eval.long.loaders import LOADERS
-from megacontext.eval.long.methods import METHODS
+from megacontext.eval.long.methods import METHODS, why_not_here
 from megacontext.eval.long.report import SUBJECT, write_report
 from megacontext.eval.long.reproduce import Figure
 from megacontext.eval.long.reproduce import reproduce as reproduce_figure
@@ -72,7 +72,7 @@ def run(
         for number, name in enumerate(models):
             config = RunConfig(
                 tasks=parse_names(tasks, {"ruler": RULER, "all": tuple(TASKS)}),
-                methods=parse_names(methods, {"all": tuple(METHODS)}),
+                methods=parse_names(methods, {"all": _methods_here()}),
                 lengths=parse_lengths(lengths),
                 out=out if len(models) == 1 else out / Path(name).name,
                 examples=examples,
@@ -88,6 +88,15 @@ def run(
             _run_and_report(config, left)
     except MegaContextError as error:
         raise _ended(error) from error
+
+
+def _methods_here() -> tuple[str, ...]:
+    """All methods that can run on this machine; says of the others why not."""
+    reasons = {name: why_not_here(name) for name in METHODS}
+    for name, reason in reasons.items():
+        if reason:
+            typer.echo(f"note: {name} is left out: {reason}", err=True)
+    return tuple(name for name, reason in reasons.items() if not reason)
 
 
 def _run_and_report(config: RunConfig, minutes: float | None) -> None:

@@ -100,7 +100,8 @@ def reproduce(
     kept = figure.of(list(newest.values()))
     if not kept:
         raise NotFound(f"[reproduce] {folder} holds no answers of {figure}")
-    settings = read_manifest(folder)["settings"]
+    manifest = read_manifest(folder)
+    settings = manifest["settings"]
     config = RunConfig(
         tasks=tuple(dict.fromkeys(row["task"] for row in kept)),
         methods=tuple(dict.fromkeys(row["method"] for row in kept)),
@@ -110,7 +111,8 @@ def reproduce(
         seed=settings["seed"],
         budget_places=settings["budget_places"],
         model=settings["model"],
-        dtype=dtype or settings["dtype"],
+        # The identity ends with it; the settings of older runs may say "auto".
+        dtype=dtype or manifest["model_identity"].rpartition("-")[2],
     )
     again = {place_of(row): row for row in run(config, say, only={*map(place_of, kept)})}
     pairs = [(row, again[place_of(row)]) for row in kept]

@@ -27,12 +27,19 @@ import torch
 from megacontext.eval.long.example import Example, ExampleRequest, Task
 from megacontext.eval.long.loaders import is_local, local_task
 from megacontext.eval.long.manifest import write_manifest
-from megacontext.eval.long.methods import METHODS, NotApplicable, Reader, Reply, method
+from megacontext.eval.long.methods import (
+    METHODS,
+    NotApplicable,
+    Reader,
+    Reply,
+    method,
+    why_not_here,
+)
 from megacontext.eval.long.recipe import recipe
 from megacontext.eval.long.scorers import score
 from megacontext.eval.long.tasks import task
 from megacontext.models import load
-from megacontext_ext.errors import InvalidArgument
+from megacontext_ext.errors import InvalidArgument, Unsupported
 
 # Raised when prompts, scorers or baselines change, so that old answers are not mixed with new ones.
 HARNESS_VERSION = 2
@@ -65,6 +72,9 @@ class RunConfig:
                 raise InvalidArgument(
                     f"[run] methods must be among {', '.join(METHODS)}, got {name!r}"
                 )
+            # As an answer "not applicable" would be kept for ever.
+            if reason := why_not_here(name):
+                raise Unsupported(f"[run] {name} cannot run here: {reason}")
         if not self.tasks or not self.methods or min(self.examples, self.workers) < 1:
             raise InvalidArgument(
                 f"[run] must have tasks, methods, examples and workers, got {len(self.tasks)}, "

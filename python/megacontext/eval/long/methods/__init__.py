@@ -7,7 +7,7 @@ from pathlib import Path
 
 from megacontext.eval.long.methods.agents import PagingAgent, RecursiveSummary
 from megacontext.eval.long.methods.memory import MemoryMethod
-from megacontext.eval.long.methods.presses import Press
+from megacontext.eval.long.methods.presses import Press, no_kvpress
 from megacontext.eval.long.methods.reader import Method, NotApplicable, Reader, Reply
 from megacontext.eval.long.methods.retrieval import Neighbours, Retrieval
 from megacontext.eval.long.methods.window import (
@@ -19,7 +19,7 @@ from megacontext.eval.long.methods.window import (
 )
 from megacontext_ext.errors import NotFound
 
-__all__ = ["METHODS", "Method", "NotApplicable", "Reader", "Reply", "method"]
+__all__ = ["METHODS", "Method", "NotApplicable", "Reader", "Reply", "method", "why_not_here"]
 
 # A method from a reader and a folder it may write in.
 MethodMaker = Callable[[Reader, Path], Method]
@@ -49,3 +49,9 @@ def method(name: str, reader: Reader, workspace: Path) -> Method:
     if name not in METHODS:
         raise NotFound(f"[method] name must be one of {', '.join(METHODS)}, got {name!r}")
     return METHODS[name](reader, workspace)
+
+
+def why_not_here(name: str) -> str:
+    """Why the method called `name` cannot run on this machine (a package is missing); empty when
+    it can."""
+    return no_kvpress() if name.startswith("press_") else ""

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
 from megacontext.eval.long.example import Example
@@ -28,7 +29,17 @@ from megacontext.models.kv_cache import CACHE_ARGUMENT
 
 # One pass over a history serves all of them: what a layer keeps is chosen after its attention.
 PRESSES = ("KnormPress", "SnapKVPress", "ExpectedAttentionPress")
+# Keys and values [1, G, P, E] of one layer.
+KeysValues = tuple[Tensor, Tensor]
 INSTALL = "pip install --no-deps kvpress==0.5.5, with the extra megacontext[kvpress]"
+
+
+def no_kvpress() -> str:
+    """Why presses cannot run here; empty when they can."""
+    for name in ("kvpress", "datasets", "cachetools"):
+        if importlib.util.find_spec(name) is None:
+            return f"{name} is not installed: {INSTALL}"
+    return ""
 
 
 @dataclass
@@ -54,8 +65,8 @@ class Press:
 
     def _classes(self) -> dict[str, Any]:
         """Presses by name."""
-        if importlib.util.find_spec("kvpress") is None:
-            raise NotApplicable(f"kvpress is not installed: {INSTALL}")
+        if reason := no_kvpress():
+            raise NotApplicable(reason)
         logging.getLogger("kvpress").setLevel(logging.ERROR)
         import kvpress
 
@@ -72,7 +83,9 @@ class Press:
         pressed, ingest_s = self.reader.derived(
             example, "pressed", lambda: self._pressed(classes, history, kept)
         )
-        cache = pressed[self.press]
+        cache = DynamicCache()
+        for layer_number, rows in enumerate(pressed[self.press]):
+            cache.update(*rows, layer_number)
         reading = self._continued(cache, tail, len(history), example.max_new_tokens)
         layers: list[Any] = list(cache.layers)
         state = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
@@ -81,13 +94,13 @@ class Press:
     @torch.inference_mode()
     def _pressed(
         self, classes: dict[str, Any], history: TokenArray, kept: int
-    ) -> dict[str, DynamicCache]:
-        """By press: keys and values of `history`, `kept` places in each layer."""
+    ) -> dict[str, list[KeysValues]]:
+        """By press and layer: keys and values of `history`, `kept` places of each."""
         base, cache = self.reader.base, DynamicCache()
         # Half a place more, so that rounding down gives exactly `kept`.
         ratio = max(0.0, 1.0 - (kept + 0.5) / len(history))
         presses = {name: made(compression_ratio=ratio) for name, made in classes.items()}
-        pressed = {name: DynamicCache() for name in classes}
+        pressed: dict[str, list[KeysValues]] = {name: [] for name in classes}
         tokens = torch.from_numpy(history.astype(np.int64))[None]
         with _pressing(getattr(base, "model", None), presses, cache, pressed):
             base.step(StepInput(torch.arange(len(history))[None], tokens=tokens), cache)
@@ -120,10 +133,13 @@ class Press:
 
 @contextlib.contextmanager
 def _pressing(
-    model: Any, presses: dict[str, Any], cache: DynamicCache, pressed: dict[str, DynamicCache]
+    model: Any,
+    presses: dict[str, Any],
+    cache: DynamicCache,
+    pressed: dict[str, list[KeysValues]],
 ) -> Iterator[None]:
-    """While open, every layer of `model` fills `pressed` from what its attention has just written
-    into `cache`, which stays whole."""
+    """While open, every layer of `model` adds to `pressed` what each press keeps of what its
+    attention has just written into `cache`, which stays whole."""
     decoder = getattr(model, "model", None)
     if decoder is None or not all(hasattr(layer, "self_attn") for layer in decoder.layers):
         raise NotApplicable("presses need a decoder with layers of self-attention")
@@ -135,10 +151,10 @@ def _pressing(
         # The names that presses look for.
         known = given | {"past_key_values": given.get(CACHE_ARGUMENT)}
         for name, press in presses.items():
-            keys, values = press.compress(
+            kept = press.compress(
                 module, given["hidden_states"], layer.keys, layer.values, None, known
             )
-            pressed[name].update(keys, values, module.layer_idx)
+            pressed[name].append(kept)
         return output
 
     with contextlib.ExitStack() as stack:
