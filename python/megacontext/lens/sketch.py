@@ -32,8 +32,14 @@ _RANK_OFFSET = 10.0
 _DIRECTION_SAMPLES = 16384
 
 
+# Tables of the bases that were used last: a second memory of a base does not make its own.
+_TABLES: dict[tuple[str, str, int], Tensor] = {}
+_TABLES_MAX = 2
+
+
 class Sketcher:
-    """Makes sketches for one base. The table [V, 192] is built at first use (about a second)."""
+    """Makes sketches for one base. The table [V, 192] is built at first use of the base (about a
+    second; some seconds for a vocabulary of 262,144)."""
 
     def __init__(self, base: FrozenBase) -> None:
         self._base = base
@@ -59,6 +65,15 @@ class Sketcher:
 
     @cached_property
     def _table(self) -> Tensor:
+        facts = self._base.facts
+        key = (facts.fingerprint, str(facts.dtype), self._base.tokenizer.vocabulary_tokens)
+        if key not in _TABLES:
+            while len(_TABLES) >= _TABLES_MAX:
+                _TABLES.pop(next(iter(_TABLES)))
+            _TABLES[key] = self._made()
+        return _TABLES[key]
+
+    def _made(self) -> Tensor:
         with torch.inference_mode():
             tokens = torch.arange(self._base.tokenizer.vocabulary_tokens)
             embeddings = self._base.embed(tokens).float().cpu()

@@ -3,13 +3,16 @@ question."""
 
 from __future__ import annotations
 
+import copy
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from megacontext.config import K, LensConfig
-from megacontext.lens import Question, Sketcher, UntrainedLens, similarity
+from megacontext.lens import Question, Sketcher, UntrainedLens, similarity, sketch
 from megacontext.lens.block_axis import BlockAxis
 from tests.python.lens.words import Words, history
 
@@ -121,9 +124,23 @@ class TestSketcher:
         one_by_one = np.concatenate([sketcher.block_rows(block[None]) for block in blocks])
         assert np.array_equal(sketcher.block_rows(blocks), one_by_one)
 
-    def test_another_sketcher_makes_the_same_rows(self, sketcher, tiny_base):
+    def test_another_table_makes_the_same_rows(self, sketcher, tiny_base, monkeypatch):
         blocks = np.arange(3, 3 + 2 * K, dtype=np.uint32).reshape(2, K)
-        assert np.array_equal(sketcher.block_rows(blocks), Sketcher(tiny_base).block_rows(blocks))
+        before = sketcher.block_rows(blocks)
+        monkeypatch.setattr(sketch, "_TABLES", {})
+        assert np.array_equal(before, Sketcher(tiny_base).block_rows(blocks))
+
+    def test_a_base_has_one_table_and_another_base_its_own(self, tiny_base, monkeypatch):
+        monkeypatch.setattr(sketch, "_TABLES", {})
+        first = Sketcher(tiny_base).token_rows(np.arange(3, dtype=np.uint32))
+        kept = next(iter(sketch._TABLES.values()))
+        assert Sketcher(tiny_base)._table is kept
+        other = copy.copy(tiny_base)
+        for number in range(3):
+            other._facts = replace(tiny_base.facts, fingerprint=str(number))
+            again = Sketcher(other).token_rows(np.arange(3, dtype=np.uint32))
+            assert torch.equal(first, again)
+        assert len(sketch._TABLES) == 2
 
     def test_no_tokens_resemble_nothing(self, sketcher):
         row = sketcher.question_row(np.zeros(0, np.uint32))
