@@ -9,6 +9,7 @@ set -euo pipefail
 folder=$(realpath "${1:?usage: tools/reproduce.sh FOLDER [--task T] [--length L] [--method M] [--sample N]}")
 shift
 cd "$(dirname "$0")/.."
-make -s build >&2
+# Without the C++ tests, as the demo.
+make -s build BUILD_TESTS=OFF >&2
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 exec .venv/bin/megacontext eval long reproduce "$folder" "$@"
