@@ -2,7 +2,6 @@
 // rows may lie in another format than their family's (Store::reencode); they are decoded here.
 #pragma once
 
-#include <memory>
 #include <vector>
 
 #include "storage/column.h"
