@@ -1,20 +1,38 @@
 #!/usr/bin/env bash
 # One built operator library under several versions of torch: it must load and pass a smoke set.
 #
-#   pip install --no-deps --target /tmp/torch-2.11.0 torch==2.11.0
-#   tools/check_torch_versions.sh /tmp/torch-2.11.0 [FOLDER...]
+#   tools/check_torch_versions.sh install          the oldest supported and the newest, into build/torch
+#   tools/check_torch_versions.sh [FOLDER...]
 #
-# Each FOLDER holds a torch package; everything else comes from the environment of PYTHON (default
-# .venv/bin/python), whose own torch is always tried. Without folders, MC_TORCH_FOLDERS (separated by
-# colons) names them. A CUDA build of torch asks for several GB of CUDA libraries; where there is no
+# Each FOLDER holds a torch package (pip install --no-deps --target FOLDER torch==...); everything else
+# comes from the environment of PYTHON (default .venv/bin/python), whose own torch is always tried.
+# Without folders those of MC_TORCH_FOLDERS (separated by colons), or else of build/torch. A CUDA build of torch asks for several GB of CUDA libraries; where there is no
 # GPU, empty libraries of those names, made here, are enough to load it. Fails if one version fails.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 find_library='from megacontext_ext.ops import _load; print(_load.library_path())'
 library=${MC_OPS_LIBRARY:-$("$python" -c "$find_library")}
+here=build/torch
+
+# About 1 GB each. pip writes nothing where it fails: a version that was there stays.
+install() {
+  local oldest
+  oldest=$(sed -n 's/^ *"torch>=\([0-9.]*\)".*/\1/p' pyproject.toml)
+  "$python" -m pip install --quiet --no-deps --upgrade --target "$here/oldest" "torch==$oldest.*"
+  "$python" -m pip install --quiet --no-deps --upgrade --target "$here/newest" torch
+}
+
+if [ "${1:-}" = install ]; then
+  install
+  exit
+fi
 folders=("$@")
-[ $# -gt 0 ] || IFS=: read -r -a folders <<<"${MC_TORCH_FOLDERS:-}"
+if [ $# = 0 ] && [ -n "${MC_TORCH_FOLDERS:-}" ]; then
+  IFS=: read -r -a folders <<<"$MC_TORCH_FOLDERS"
+elif [ $# = 0 ]; then
+  for folder in "$here"/*/; do [ ! -d "$folder/torch" ] || folders+=("$PWD/${folder%/}"); done
+fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 

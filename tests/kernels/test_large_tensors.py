@@ -3,30 +3,70 @@
 from __future__ import annotations
 
 import mmap
+import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from megacontext_ext import ops
 from megacontext_ext.entry_table import EntryTable
+from megacontext_ext.reference import block_encoder as encoder
 from megacontext_ext.reference import focused_attention as attention
 from tests.tolerances import assert_close
 
 
 def sparse(device: Any, *shape: int) -> Tensor:
-    """Zeros in bfloat16; pages of host memory that nobody touches take no space."""
+    """Zeros in bfloat16; pages of host memory that nobody writes take no space."""
     if device.place == "cuda":
         return torch.zeros(shape, dtype=torch.bfloat16, device="cuda")
     count = 1
     for size in shape:
         count *= size
-    return torch.frombuffer(mmap.mmap(-1, 2 * count), dtype=torch.bfloat16).view(shape)
+    # Private: reading a page that nobody wrote maps the one page of zeros. Shared memory would grow.
+    pages = mmap.mmap(-1, 2 * count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=torch.bfloat16).view(shape)
+
+
+def fastest_cpu() -> str:
+    """Name of the device with the best instruction set of this CPU."""
+    before = ops.cpu_level()
+    best = next(level for level in ("avx512", "avx2", "portable") if ops.set_cpu_level(level))
+    ops.set_cpu_level(before)
+    return f"cpu_{best}"
+
+
+def needs_memory(device: Any, gib: int) -> None:
+    """Skips where outputs of `gib` GiB do not fit with what else may be there."""
+    if device.place == "cuda":
+        wanted, free = 3 * gib, torch.cuda.mem_get_info()[0] >> 30  # inputs have pages there
+    else:
+        kib = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+        wanted, free = 2 * gib, int(kib[1]) >> 20 if kib else 0  # a second worker may run one too
+    if free < wanted:
+        pytest.skip(f"needs {wanted} GiB of free memory, {free} are free")
+
+
+@pytest.fixture
+def large_outputs(device: Any) -> Iterator[None]:
+    """Runs where the gigabytes that an operator writes fit, on one CPU level, without NaN in them.
+
+    The memory is fresh and zero; a last row that nobody wrote would show as well.
+    """
+    if device.name not in (fastest_cpu(), "cuda_emu", "cuda"):
+        pytest.skip("the other levels are compiled from the same source")
+    needs_memory(device, 5)
+    device.ops.set_heeds_fill(False)
+    yield
+    device.ops.set_heeds_fill(True)
 
 
 @pytest.fixture(autouse=True)
 def _only_levels_that_differ(device: Any) -> None:
-    if device.name == "cpu_avx2":
+    if device.name == "cpu_avx2" and fastest_cpu() != device.name:
         pytest.skip("addresses are made by the code that the other levels share")
 
 
@@ -84,3 +124,112 @@ def test_score_topk_reads_rows_beyond_two_billion_elements(device: Any, queries:
     values, indices = device.ops.score_topk(device.put(asked), rows, 2, None, device.put(mask))
     assert values.tolist() == [[5.0, 3.0]] * queries
     assert indices.tolist() == [[count - 2, count - 1]] * queries
+
+
+@pytest.mark.parametrize("pairs", [8, 9])
+def test_gaussian_rope_turns_rows_beyond_two_billion_elements(device: Any, pairs: int) -> None:
+    """In place, where the columns that are not turned are not touched either."""
+    x = sparse(device, 1, 1, 3, 1 << 30)
+    turned = x[0, 0, :, : 2 * pairs]
+    turned[2] = torch.randn(2 * pairs).bfloat16().to(x.device)
+    cos, sin = (device.put(torch.randn(1, 3, pairs)) for _ in range(2))
+    small = turned[2].clone().view(1, 1, 1, -1), *(device.put(t[:, 2:]) for t in (cos, sin))
+    device.ops.gaussian_rope_inplace(x, cos, sin, False)
+    assert torch.equal(turned[2], device.ops.gaussian_rope(*small, False).view(-1))
+    assert not turned[:2].any()
+
+
+def test_gradients_of_rope_tables_read_rows_beyond_two_billion_elements(device: Any) -> None:
+    pairs = 9
+    grad, x = (sparse(device, 1, 1, 3, 1 << 30) for _ in range(2))
+    small = [torch.randn(1, 1, 1, 2 * pairs).bfloat16() for _ in range(2)]
+    for large, values in zip((grad, x), small, strict=True):
+        large[0, 0, 2, : 2 * pairs] = values.view(-1).to(large.device)
+    got = device.ops.gaussian_rope_tables_backward(grad, x, 1, pairs)
+    want = device.ops.gaussian_rope_tables_backward(*(device.put(t) for t in small), 1, pairs)
+    for ours, expected in zip(got, want, strict=True):
+        assert torch.equal(ours[:, 2:], expected)
+        assert not ours[:, :2].any()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("large_outputs")
+def test_gaussian_rope_writes_beyond_two_billion_elements(device: Any) -> None:
+    rows, width, pairs = 2049, 1 << 20, 8
+    x = sparse(device, 1, 1, rows, width)
+    x[0, 0, -1] = torch.randn(width).bfloat16().to(x.device)
+    cos, sin = (device.put(torch.randn(1, rows, pairs)) for _ in range(2))
+    out = device.ops.gaussian_rope(x, cos, sin, False)
+    last = (device.put(t) for t in (x[:, :, -1:], cos[:, -1:], sin[:, -1:]))
+    assert torch.equal(out[:, :, -1:], device.ops.gaussian_rope(*last, False))
+    assert not out[0, 0, :2].any()
+
+
+# Of the pieces of block_encoder every element is written, so these take gigabytes; the matrix
+# products between them are torch's. Rows are long, so that few of them reach the last element.
+ENCODER_ROWS, ENCODER_WIDTH = 2049, 1 << 20
+
+
+def with_last_row(device: Any, *shape: int) -> tuple[Tensor, Tensor]:
+    """Zeros but for the last row, and that row alone."""
+    large = sparse(device, *shape)
+    last = device.put(torch.randn(1, shape[-1]).bfloat16())
+    large[-1:] = last
+    assert large.numel() > 2**31
+    return large, last
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("large_outputs")
+def test_add_norm_and_its_gradient_reach_beyond_two_billion_elements(device: Any) -> None:
+    x, last = with_last_row(device, ENCODER_ROWS, ENCODER_WIDTH)
+    gain = device.put(torch.randn(ENCODER_WIDTH).bfloat16())
+    _, y, inverse = device.ops.add_norm(x, None, gain, 1e-6)
+    _, small_y, small_inverse = device.ops.add_norm(last, None, gain, 1e-6)
+    assert torch.equal(y[-1:], small_y)
+    assert torch.equal(inverse[-1:], small_inverse)
+    assert not y[:2].any()
+    del y
+    grad, small_grad = with_last_row(device, ENCODER_ROWS, ENCODER_WIDTH)
+    got = device.ops.add_norm_backward(grad, None, x, gain, inverse)
+    want = device.ops.add_norm_backward(small_grad, None, last, gain, small_inverse)
+    assert torch.equal(got[0][-1:], want[0])
+    assert not got[0][:2].any()
+    assert torch.equal(got[1], want[1])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("large_outputs")
+def test_gated_act_and_its_gradient_reach_beyond_two_billion_elements(device: Any) -> None:
+    gate_up, last = with_last_row(device, ENCODER_ROWS, ENCODER_WIDTH)
+    out = device.ops.gated_act(gate_up)
+    assert torch.equal(out[-1:], device.ops.gated_act(last))
+    assert not out[:2].any()
+    del out
+    grad = sparse(device, ENCODER_ROWS, ENCODER_WIDTH // 2)
+    small_grad = device.put(torch.randn(1, ENCODER_WIDTH // 2).bfloat16())
+    grad[-1:] = small_grad
+    got = device.ops.gated_act_backward(grad, gate_up)
+    assert torch.equal(got[-1:], device.ops.gated_act_backward(small_grad, last))
+    assert not got[:2].any()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("large_outputs")
+def test_window_attention_and_its_gradient_reach_beyond_two_billion_elements(device: Any) -> None:
+    if device.name == "cuda_emu":
+        pytest.skip("0.3 TFLOP of emulated mma.sync: hours")
+    width, head_width = 256, 64
+    rows = ((1 << 31) // (3 * width) // 32 + 1) * 32
+    table = device.put(encoder.rope_table(head_width))
+    qkv, grad = sparse(device, rows, 3 * width), sparse(device, rows, width)
+    last = [device.put(torch.randn(32, size).bfloat16()) for size in (3 * width, width)]
+    qkv[-32:], grad[-32:] = last
+    assert qkv.numel() > 2**31
+    out = device.ops.window_attention(qkv, table)
+    assert torch.equal(out[-32:], device.ops.window_attention(last[0], table))
+    assert not out[:32].any()
+    got = device.ops.window_attention_backward(grad, qkv, table)
+    want = device.ops.window_attention_backward(last[1], last[0], table)
+    assert torch.equal(got[-32:], want)
+    assert not got[:32].any()

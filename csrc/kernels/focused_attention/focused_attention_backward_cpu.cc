@@ -105,6 +105,7 @@ class KvHead {
 
   void block_group(const BlockGroup& group) {
     const int64_t width = in_.width(), places = group.places();
+    bias_head_ = -1;
     load_.keys_f32(group, kv_head_, keys_.get());
     load_.values_f32(group, kv_head_, values_.get());
     ops_.transpose(keys_.get(), places, width, width, keys_t_.get(), places);
@@ -128,20 +129,25 @@ class KvHead {
     }
   }
 
+  // Of `head`; rows come head by head, so that each head's is loaded once a group.
+  const float* bias_of(const BlockGroup& group, int64_t head) {
+    if (!in_.bias.defined()) return nullptr;
+    const int64_t bias_head = head * in_.bias_heads() / in_.query_heads();
+    if (bias_head != bias_head_) load_.bias(group, bias_head, bias_);
+    bias_head_ = bias_head;
+    return bias_;
+  }
+
   void score_row(const BlockGroup& group, int64_t row, int64_t i) {
     const int64_t places = group.places(), head = head_of(row);
     uint32_t visible[kGroupBlocks];
-    alignas(64) float bias[kGroupPlaces];
     alignas(64) float grad_bias[kGroupPlaces];
     const bool masked = !group.all_full();
     if (masked) load_.visible(group, query_of(row), visible);
-    if (in_.bias.defined()) {
-      load_.bias(group, head * in_.bias_heads() / in_.query_heads(), bias);
-    }
     const bool wants_bias = grad_bias_ != nullptr;
     if (wants_bias) clear(grad_bias, places);
     ops_.grad_row({&weights_[i * places], &score_grads_[i * places], places,
-                   masked ? visible : nullptr, in_.bias.defined() ? bias : nullptr, in_.scale,
+                   masked ? visible : nullptr, bias_of(group, head), in_.scale,
                    in_.softcap, lse_[row], delta_[row], wants_bias ? grad_bias : nullptr});
     for (int64_t b = 0; b < group.count && wants_bias; ++b) {
       float* to = grad_bias_ + (head * in_.block_count() + group.block[b]) * kBlockPlaces;
@@ -197,6 +203,8 @@ class KvHead {
   Aligned<float> keys_, keys_t_, values_, values_t_, weights_, score_grads_;
   Aligned<float> grad_keys_, grad_values_;
   int64_t first_ = 0, queries_ = 0, kv_head_ = 0;
+  int64_t bias_head_ = -1;  // whose bias lies in bias_
+  alignas(64) float bias_[kGroupPlaces];
 };
 
 void zero(const TensorView& tensor) {

@@ -73,6 +73,7 @@ class QueryBlock {
 
   void attend(const BlockGroup& group) {
     const int64_t width = in_.width(), places = group.places();
+    bias_head_ = -1;
     if (pairs_) {
       load_.keys_bf16(group, kv_head_, s_.key_pairs.get(), s_.keys.get());
       ops_.transpose(reinterpret_cast<const float*>(s_.key_pairs.get()), places, width / 2,
@@ -104,19 +105,24 @@ class QueryBlock {
     }
   }
 
+  // Of the head of `row`; rows come head by head, so that each head's is loaded once a group.
+  const float* bias_of(const BlockGroup& group, int64_t row) {
+    if (!in_.bias.defined()) return nullptr;
+    const int64_t head = head_of(row) * in_.bias_heads() / in_.query_heads();
+    if (head != bias_head_) load_.bias(group, head, bias_);
+    bias_head_ = head;
+    return bias_;
+  }
+
   void softmax(const BlockGroup& group, int64_t row, int64_t i) {
     const int64_t places = group.places();
     uint32_t visible[kGroupBlocks];
-    alignas(64) float bias[kGroupPlaces];
     const bool masked = !group.all_full();
     if (masked) load_.visible(group, query_of(row), visible);
-    if (in_.bias.defined()) {
-      load_.bias(group, head_of(row) * in_.bias_heads() / in_.query_heads(), bias);
-    }
     const ScoreRow scores{&s_.scores[i * places],
                           places,
                           masked ? visible : nullptr,
-                          in_.bias.defined() ? bias : nullptr,
+                          bias_of(group, row),
                           in_.scale,
                           in_.softcap,
                           pairs_ ? &s_.weight_pairs[i * places] : nullptr};
@@ -164,6 +170,8 @@ class QueryBlock {
   Scratch& s_;
   const bool pairs_;
   int64_t first_ = 0, queries_ = 0, kv_head_ = 0;
+  int64_t bias_head_ = -1;  // whose bias lies in bias_
+  alignas(64) float bias_[kGroupPlaces];
 };
 
 }  // namespace

@@ -17,7 +17,7 @@
 //   cos  [C, T, P], sin the same: float32, C is 1 or B
 //   out  [B, H, T, E]  dtype of x:  out[j] = x[j]*cos[j] - x[j+P]*sin[j]
 //                                   out[j+P] = x[j+P]*cos[j] + x[j]*sin[j]      for j < P
-//                      columns from R on are copied. May be x itself.
+//                      columns from R on are copied. May be x itself: then these are not touched.
 //   inverse            rotates the other way (the transposed matrix): with the gradient of out as x
 //                      this is the gradient of x
 // gaussian_rope_tables_backward: from grad (of out) and x, the gradients of cos and sin, summed

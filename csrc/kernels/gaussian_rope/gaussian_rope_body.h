@@ -79,6 +79,7 @@ void rotate_rows(const RopeShape& shape, const RopeTables& tables, const void* x
     const T* from = static_cast<const T*>(x) + row * shape.width;
     T* to = static_cast<T*>(out) + row * shape.width;
     rotate_row<T>(from, tables.cos + table, tables.sin + table, tables.sign, to, shape.pairs);
+    if (from == to) continue;  // in place: the other columns are there already
     for (int64_t column = 2 * shape.pairs; column < shape.width; ++column)
       to[column] = from[column];
   }

@@ -40,13 +40,13 @@ __global__ void __launch_bounds__(kThreads)
   tables.sin[index] = factor * sinf(angle);
 }
 
-// Units of a row: first the pieces of kVec pairs, then those of kVec columns that are only copied.
+// Units of a row: first the pieces of kVec pairs, then those of kVec columns that are only copied
+// (none in place, where they are there already).
 template <class T, int kVec>
 __global__ void __launch_bounds__(kThreads)
-    rope_kernel(RopeShape shape, const T* x, const float* __restrict__ cos,
+    rope_kernel(RopeShape shape, int64_t units, const T* x, const float* __restrict__ cos,
                 const float* __restrict__ sin, float sign, T* out) {
   const int64_t pair_units = shape.pairs / kVec;
-  const int64_t units = pair_units + (shape.width - 2 * shape.pairs) / kVec;
   const int64_t index = thread_number();
   if (index >= shape.batch * shape.heads * shape.tokens * units) return;
   const int64_t row = index / units, unit = index % units;
@@ -97,9 +97,11 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class T, int kVec>
 Status launch_rope(const Exec& exec, const RopeShape& shape, const GaussianRopeArgs& args) {
-  const int64_t units = shape.pairs / kVec + (shape.width - 2 * shape.pairs) / kVec;
+  const bool in_place = args.x.data == args.out.data;
+  const int64_t copied = in_place ? 0 : (shape.width - 2 * shape.pairs) / kVec;
+  const int64_t units = shape.pairs / kVec + copied;
   return MC_LAUNCH((rope_kernel<T, kVec>), dim3(grid_for(shape.x_rows() * units)), dim3(kThreads),
-                   0, exec.stream, shape, args.x.as<T>(), args.cos.as<float>(),
+                   0, exec.stream, shape, units, args.x.as<T>(), args.cos.as<float>(),
                    args.sin.as<float>(), args.inverse ? -1.f : 1.f, args.out.as<T>());
 }
 

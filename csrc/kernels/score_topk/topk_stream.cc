@@ -336,18 +336,24 @@ void TopkStream::finish(int64_t offset, std::vector<Selected>& out) {
 
 float sampled_floor(const float* scores, int64_t count, const uint8_t* mask, int64_t k,
                     int64_t rank_factor) {
-  constexpr int64_t kRun = 8;  // neighbours taken together: half a cache line
-  const int64_t runs = std::clamp<int64_t>(count / 1024, 0, 2048);
+  constexpr int64_t kRun = 8;         // neighbours taken together: half a cache line
+  constexpr int64_t kRunsAhead = 32;  // each run is a miss of cache and TLB: many at a time
+  constexpr int64_t kRunsMost = 2048;
+  const int64_t runs = std::clamp<int64_t>(count / 1024, 0, kRunsMost);
   if (runs < 32 || k > count / 16) return kMinusInf;
-  std::vector<uint32_t> sample;
-  sample.reserve(runs * kRun);
+  // One place in each of `runs` equal parts, at a hashed offset so that no period fits.
+  std::array<int64_t, kRunsMost> starts;
   uint64_t state = 0x9e3779b97f4a7c15u;
   const int64_t part = count / runs;
   for (int64_t run = 0; run < runs; ++run) {
-    // One place in each of `runs` equal parts, at a hashed offset so that no period fits.
     state = state * 6364136223846793005u + 1442695040888963407u;
-    const int64_t at = run * part + static_cast<int64_t>((state >> 33) % (part - kRun + 1));
-    for (int64_t i = at; i < at + kRun; ++i) {
+    starts[run] = run * part + static_cast<int64_t>((state >> 33) % (part - kRun + 1));
+  }
+  std::vector<uint32_t> sample;
+  sample.reserve(runs * kRun);
+  for (int64_t run = 0; run < runs; ++run) {
+    __builtin_prefetch(scores + starts[std::min(run + kRunsAhead, runs - 1)]);
+    for (int64_t i = starts[run]; i < starts[run] + kRun; ++i) {
       if (mask == nullptr || mask[i] != 0) sample.push_back(key_of(scores[i]));
     }
   }
