@@ -78,15 +78,19 @@ K ?= gaussian_rope page_gather
 EMPTY :=
 ASAN_KERNELS = $(if $(filter all,$(K)),,$(K))
 ASAN_TESTS = $(if $(ASAN_KERNELS),$(ASAN_KERNELS:%=tests/kernels/test_%.py),tests/kernels)
+# A folder below, where plain tests do not look for the emulated twin; not that of `make asan`, which
+# is without operators.
+ASAN_BUILD := build/asan/kernels
 asan-kernels: setup
-	@mkdir -p build
-	cmake -S . -B build/asan -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DMC_SANITIZE=ON \
+	@mkdir -p $(ASAN_BUILD)
+	$(BIN)/cmake -S . -B $(ASAN_BUILD) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DMC_SANITIZE=ON \
 	  -DMC_CUDA=OFF -DMC_ENGINE=OFF -DMC_BUILD_TESTS=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
-	  "-DMC_EMU_KERNELS=$(subst $(EMPTY) $(EMPTY),;,$(ASAN_KERNELS))" > build/asan.log
-	cmake --build build/asan --target mc_ops_emu
+	  "-DMC_EMU_KERNELS=$(subst $(EMPTY) $(EMPTY),;,$(ASAN_KERNELS))" > $(ASAN_BUILD)/configure.log
+	$(BIN)/cmake --build $(ASAN_BUILD) --target mc_ops_emu
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0 UBSAN_OPTIONS=halt_on_error=1 \
-	  PYTHONMALLOC=malloc MC_OPS_EMU_LIBRARY=$(abspath build/asan/_ops_emu.so) OMP_NUM_THREADS=1 \
+	  PYTHONMALLOC=malloc MC_OPS_EMU_LIBRARY=$(abspath $(ASAN_BUILD))/_ops_emu.so OMP_NUM_THREADS=1 \
 	  $(BIN)/python -m pytest -p no:cacheprovider -k cuda_emu $(ASAN_TESTS)
 
 cuda-check: setup

@@ -4,26 +4,31 @@
 #
 #   tools/check_cuda_build.sh [BUILD_FOLDER]        ARCHS="80-real;90a-real;100-real;120" by default
 #
-# Needs nvcc, CMake and ninja; looks into the library with cuobjdump where there is one (CUDA toolkit,
-# or `pip install nvidia-cuda-cuobjdump`).
+# Needs nvcc, and CMake and ninja beside PYTHON or on the path; looks into the library with cuobjdump
+# where there is one (CUDA toolkit, or `pip install nvidia-cuda-cuobjdump`).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 build=${1:-build/cuda}
 archs=${ARCHS:-80-real;90a-real;100-real;120}
 python=${PYTHON:-.venv/bin/python}
+python=$(realpath -s "$(command -v "$python")")
+PATH=$(dirname "$python"):$PATH
 # Float32 on CUDA is for checking, not for speed.
 KNOWN='attend_f32_kernel|_f32_kernel'
 
 mkdir -p "$build"
 cmake -S . -B "$build" -G Ninja -DMC_CUDA=ON -DMC_CUDA_ARCHS="$archs" -DMC_ENGINE=OFF \
-  -DPython_EXECUTABLE="$(command -v "$python")" -DCMAKE_CUDA_FLAGS="-Xptxas=-v" >"$build/configure.log"
+  -DPython_EXECUTABLE="$python" -DCMAKE_CUDA_FLAGS="-Xptxas=-v" >"$build/configure.log"
 cmake --build "$build" --target _ops 2>&1 | tee "$build/build.log" | { grep -E '^\[|error' || true; }
 cat "$build/build.log" >>"$build/ptxas.log" # objects that were up to date are in an earlier one
 
-spills=$(c++filt <"$build/ptxas.log" |
-  awk '/Compiling entry function/ {name = $0} /bytes spill stores/ && !/ 0 bytes spill stores/ {print name ": " $0}' |
-  grep -Ev "$KNOWN" | sort -u || true)
-kernels=$(grep -c 'Compiling entry function' "$build/ptxas.log")
+# Of a kernel that was compiled several times the last time counts.
+found=$(c++filt <"$build/ptxas.log" | awk '
+  /Compiling entry function/ {name = $0; spilled[name] = ""}
+  /bytes spill stores/ && !/ 0 bytes spill stores/ {spilled[name] = $0}
+  END {for (name in spilled) print name ": " spilled[name]}')
+kernels=$(echo "$found" | wc -l)
+spills=$(echo "$found" | grep 'bytes spill stores' | grep -Ev "$KNOWN" | sort || true)
 echo "$kernels kernels compiled, $(echo -n "$spills" | grep -c . || true) of them spill"
 [ -z "$spills" ] || echo "$spills"
 

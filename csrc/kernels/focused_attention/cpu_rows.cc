@@ -117,4 +117,26 @@ void RowLoader::visible(const BlockGroup& group, int64_t query, uint32_t* to) co
   }
 }
 
+void RowLoader::announce(const BlockGroup& group, int64_t kv_head, int64_t steps,
+                         Ahead* ahead) const {
+  const int64_t bytes = dtype_bytes(in_.keys.dtype), row_bytes = in_.width() * bytes;
+  const int64_t table_bytes = in_.key_rope.defined() ? kBlockPlaces * in_.rope_width() * 4 : 0;
+  ahead->count = ahead->next_line = 0;
+  ahead->row_lines = row_bytes / Ahead::kLineBytes;
+  for (int64_t i = 0; i < group.count; ++i) {
+    const int32_t* rows = in_.rows.as<int32_t>() + group.block[i] * kBlockPlaces;
+    const char* table =
+        table_bytes > 0 ? reinterpret_cast<const char*>(key_table(group.block[i], 0)) : nullptr;
+    for (int64_t at = 0; at < table_bytes; at += row_bytes)
+      ahead->rows[ahead->count++] = table + at;
+    for (int64_t j = 0; j < kBlockPlaces; ++j) {
+      if (rows[j] < 0) continue;
+      const int64_t offset = row_offset(rows[j], kv_head) * bytes;
+      ahead->rows[ahead->count++] = in_.keys.as<char>() + offset;
+      ahead->rows[ahead->count++] = in_.values.as<char>() + offset;
+    }
+  }
+  ahead->lines_a_step = (ahead->count * ahead->row_lines + steps - 1) / steps;
+}
+
 }  // namespace mc::focused

@@ -64,6 +64,8 @@ class RowLoader {
   void bias(const BlockGroup& group, int64_t bias_head, float* to) const;  // times log2(e)
   // [count] masks of the places that a query sees.
   void visible(const BlockGroup& group, int64_t query, uint32_t* to) const;
+  // What the loads above will read of `group`, for products of `steps` times kAheadStep turns.
+  void announce(const BlockGroup& group, int64_t kv_head, int64_t steps, Ahead* ahead) const;
   int64_t row_offset(int64_t row, int64_t kv_head) const;  // elements into a pool
   const float* key_table(int64_t block, int64_t place) const {
     return in_.key_rope.as<float>() + (block * kBlockPlaces + place) * in_.rope_width();

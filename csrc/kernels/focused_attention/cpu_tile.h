@@ -11,6 +11,28 @@
 
 namespace mc::focused {
 
+inline constexpr int64_t kAheadStep = 16;  // turns of a product between two requests
+
+// Rows that are read after the products now running, which ask for some of their cache lines every
+// few turns, so that memory works while they compute.
+struct Ahead {
+  static constexpr int64_t kMost = 512;
+  static constexpr int64_t kLineBytes = 64;
+  const char* rows[kMost];
+  int64_t count = 0;
+  int64_t row_lines = 1;
+  int64_t lines_a_step = 0;
+  int64_t next_line = 0;
+
+  void ask() {
+    const int64_t end = next_line + lines_a_step, last = count * row_lines;
+    for (; next_line < end && next_line < last; ++next_line) {
+      const char* row = rows[next_line / row_lines];
+      __builtin_prefetch(row + next_line % row_lines * kLineBytes, 0, 3);
+    }
+  }
+};
+
 // c [m, n] = a [m, k] . b [k, n], or += when accumulate. n is a multiple of 32.
 struct Gemm {
   int64_t m, n, k;
@@ -21,6 +43,7 @@ struct Gemm {
   float* c;
   int64_t c_row;
   bool accumulate;
+  Ahead* ahead = nullptr;
 };
 
 // The same over bf16 pairs: k counts pairs; element (i, j) of a pair matrix holds the bf16 values
@@ -34,6 +57,7 @@ struct PairGemm {
   float* c;
   int64_t c_row;
   bool accumulate;
+  Ahead* ahead = nullptr;
 };
 
 // One row of scores on its way through softmax.

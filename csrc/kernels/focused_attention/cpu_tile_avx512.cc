@@ -138,13 +138,17 @@ inline __attribute__((always_inline)) void pair_panel(const PairGemm& g, int64_t
   }
   const uint32_t* a = g.a + row * g.a_row;
   const uint32_t* b = g.b + column;
-  for (int64_t k = 0; k < g.k; ++k, b += g.b_row) {
-    const auto b0 = (__m512bh)_mm512_loadu_si512(b);
-    const auto b1 = (__m512bh)_mm512_loadu_si512(b + W);
-    for (int i = 0; i < M; ++i) {
-      const auto value = (__m512bh)_mm512_set1_epi32(static_cast<int>(a[i * g.a_row + k]));
-      sum[i][0] = _mm512_dpbf16_ps(sum[i][0], value, b0);
-      sum[i][1] = _mm512_dpbf16_ps(sum[i][1], value, b1);
+  for (int64_t begin = 0; begin < g.k; begin += kAheadStep) {
+    const int64_t end = begin + kAheadStep < g.k ? begin + kAheadStep : g.k;
+    if (g.ahead != nullptr) g.ahead->ask();
+    for (int64_t k = begin; k < end; ++k, b += g.b_row) {
+      const auto b0 = (__m512bh)_mm512_loadu_si512(b);
+      const auto b1 = (__m512bh)_mm512_loadu_si512(b + W);
+      for (int i = 0; i < M; ++i) {
+        const auto value = (__m512bh)_mm512_set1_epi32(static_cast<int>(a[i * g.a_row + k]));
+        sum[i][0] = _mm512_dpbf16_ps(sum[i][0], value, b0);
+        sum[i][1] = _mm512_dpbf16_ps(sum[i][1], value, b1);
+      }
     }
   }
   for (int i = 0; i < M; ++i) {

@@ -147,8 +147,8 @@ class KvHead {
     const bool wants_bias = grad_bias_ != nullptr;
     if (wants_bias) clear(grad_bias, places);
     ops_.grad_row({&weights_[i * places], &score_grads_[i * places], places,
-                   masked ? visible : nullptr, bias_of(group, head), in_.scale,
-                   in_.softcap, lse_[row], delta_[row], wants_bias ? grad_bias : nullptr});
+                   masked ? visible : nullptr, bias_of(group, head), in_.scale, in_.softcap,
+                   lse_[row], delta_[row], wants_bias ? grad_bias : nullptr});
     for (int64_t b = 0; b < group.count && wants_bias; ++b) {
       float* to = grad_bias_ + (head * in_.block_count() + group.block[b]) * kBlockPlaces;
       ops_.add_row(to, grad_bias + b * kBlockPlaces, kBlockPlaces);

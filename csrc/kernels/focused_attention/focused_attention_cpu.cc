@@ -48,7 +48,13 @@ class QueryBlock {
     load_queries();
     if (count <= in_.list_capacity()) {
       const int32_t* blocks = in_.blocks.as<int32_t>() + list * in_.list_capacity();
-      for (int64_t i = 0; i < count; i += kGroupBlocks) attend(load_.group(blocks, i, count));
+      BlockGroup group = load_.group(blocks, 0, count);
+      for (int64_t i = 0; i < count; i += kGroupBlocks) {
+        const BlockGroup next = load_.group(blocks, i + kGroupBlocks, count);
+        load_.announce(next, kv_head, steps(group.places()), &ahead_);
+        attend(group);
+        group = next;
+      }
     }
     finish(out, lse, count > in_.list_capacity());
   }
@@ -57,6 +63,11 @@ class QueryBlock {
   int64_t rows() const { return in_.group() * queries_; }
   int64_t head_of(int64_t row) const { return kv_head_ * in_.group() + row / queries_; }
   int64_t query_of(int64_t row) const { return first_ + row % queries_; }
+  // Of kAheadStep turns, in both products together: panels are 8 rows by 32 columns at least.
+  int64_t steps(int64_t places) const {
+    const int64_t turns = places * in_.width() / 16 / (pairs_ ? 2 : 1);
+    return std::max<int64_t>(1, (rows() + 7) / 8 * turns / kAheadStep);
+  }
 
   void load_queries() {
     const int64_t width = in_.width();
@@ -98,10 +109,10 @@ class QueryBlock {
       const auto* pairs = reinterpret_cast<const uint32_t*>(s_.query_pairs.get());
       ops_.pair_gemm({tile, places, width / 2, pairs + row * width / 2, width / 2,
                       reinterpret_cast<const uint32_t*>(s_.keys_t.get()), places, s_.scores.get(),
-                      places, false});
+                      places, false, &ahead_});
     } else {
       ops_.gemm({tile, places, width, &s_.queries[row * width], width, 1, s_.keys_t.get(), places,
-                 s_.scores.get(), places, false});
+                 s_.scores.get(), places, false, &ahead_});
     }
   }
 
@@ -135,10 +146,10 @@ class QueryBlock {
     if (pairs_) {
       ops_.pair_gemm({tile, width, places / 2,
                       reinterpret_cast<const uint32_t*>(s_.weight_pairs.get()), places / 2,
-                      s_.value_pairs.get(), width, &s_.sums[row * width], width, true});
+                      s_.value_pairs.get(), width, &s_.sums[row * width], width, true, &ahead_});
     } else {
       ops_.gemm({tile, width, places, s_.scores.get(), places, 1, s_.values.get(), width,
-                 &s_.sums[row * width], width, true});
+                 &s_.sums[row * width], width, true, &ahead_});
     }
   }
 
@@ -170,6 +181,7 @@ class QueryBlock {
   Scratch& s_;
   const bool pairs_;
   int64_t first_ = 0, queries_ = 0, kv_head_ = 0;
+  Ahead ahead_;
   int64_t bias_head_ = -1;  // whose bias lies in bias_
   alignas(64) float bias_[kGroupPlaces];
 };

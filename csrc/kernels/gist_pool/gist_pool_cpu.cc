@@ -8,6 +8,8 @@ namespace mc {
 namespace {
 
 constexpr float kInfinity = __builtin_inff();
+constexpr int64_t kPoolColumns = 2048;  // whose sums stay in the L1 cache
+constexpr int64_t kPageBytes = 4096;
 
 struct PoolShape {
   int64_t block_count, block_size, width;

@@ -145,10 +145,6 @@ MC_TARGET_AVX512 int64_t scan_avx512(const Scan& scan, int64_t begin, Sink& sink
   int64_t i = begin;
   for (; i + kStride <= scan.count && sink.capacity - sink.held >= kStride; i += kStride) {
     const float* scores = scan.scores + i;
-    _mm_prefetch(reinterpret_cast<const char*>(scores + 1024), _MM_HINT_T0);
-    _mm_prefetch(reinterpret_cast<const char*>(scores + 1024 + 16), _MM_HINT_T0);
-    _mm_prefetch(reinterpret_cast<const char*>(scores + 1024 + 32), _MM_HINT_T0);
-    _mm_prefetch(reinterpret_cast<const char*>(scores + 1024 + 48), _MM_HINT_T0);
     const __m512 a = _mm512_loadu_ps(scores), b = _mm512_loadu_ps(scores + 16);
     const __m512 c = _mm512_loadu_ps(scores + 32), d = _mm512_loadu_ps(scores + 48);
     const __mmask16 in_a = hits16<kMode>(a, threshold), in_b = hits16<kMode>(b, threshold);
