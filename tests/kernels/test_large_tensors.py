@@ -155,6 +155,8 @@ def test_gradients_of_rope_tables_read_rows_beyond_two_billion_elements(device: 
 @pytest.mark.slow
 @pytest.mark.usefixtures("large_outputs")
 def test_gaussian_rope_writes_beyond_two_billion_elements(device: Any) -> None:
+    if device.name == "cuda_emu":
+        pytest.skip("half a billion emulated threads: the test in place takes the same addresses")
     rows, width, pairs = 2049, 1 << 20, 8
     x = sparse(device, 1, 1, rows, width)
     x[0, 0, -1] = torch.randn(width).bfloat16().to(x.device)
