@@ -33,8 +33,8 @@ load()
 _OPS = torch.ops.megacontext
 WINDOW = 32
 # Without gradients, on CPU, all layers run over so many windows at a time that the widest rows in
-# between (gate_up) take this much a thread: they stay near it (measured with 1 MB of L2 cache, bf16:
-# 1.2x all rows at once, and 1.2x a quarter of it, where the products are too small).
+# between (gate_up) take this much a thread: they stay near it (measured with 1 MB of L2 cache in
+# bf16: 1.2x all rows at once, and 1.2x a quarter of it, where the products are too small).
 PIECE_BYTES = 1 << 21
 
 

@@ -34,7 +34,9 @@ def oldest_supported() -> tuple[int, ...]:
 def installed_folders() -> list[Path]:
     """Folders with a torch beside the one that runs this test."""
     named = os.environ.get("MC_TORCH_FOLDERS", "")
-    folders = [Path(name) for name in named.split(":") if name] or sorted(ROOT.glob("build/torch/*"))
+    folders = [Path(name) for name in named.split(":") if name] or sorted(
+        ROOT.glob("build/torch/*")
+    )
     return [folder for folder in folders if (folder / "torch").is_dir()]
 
 

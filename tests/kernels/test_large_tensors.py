@@ -26,7 +26,7 @@ def sparse(device: Any, *shape: int) -> Tensor:
     count = 1
     for size in shape:
         count *= size
-    # Private: reading a page that nobody wrote maps the one page of zeros. Shared memory would grow.
+    # Private: reading a page that nobody wrote maps the page of zeros. Shared memory would grow.
     pages = mmap.mmap(-1, 2 * count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return torch.frombuffer(pages, dtype=torch.bfloat16).view(shape)
 
