@@ -26,44 +26,51 @@ int64_t RowLoader::row_offset(int64_t row, int64_t kv_head) const {
   return ((row / page_rows * in_.kv_heads() + kv_head) * page_rows + row % page_rows) * in_.width();
 }
 
-void RowLoader::rows_f32(const TensorView& pool, const BlockGroup& group, int64_t kv_head,
-                         float* to) const {
+void RowLoader::row_f32(const TensorView& pool, int32_t row, int64_t kv_head, float* to) const {
   const int64_t width = in_.width(), bytes = dtype_bytes(pool.dtype);
-  for (int64_t i = 0; i < group.count; ++i) {
-    const int32_t* rows = in_.rows.as<int32_t>() + group.block[i] * kBlockPlaces;
-    for (int64_t j = 0; j < kBlockPlaces; ++j, to += width) {
-      if (rows[j] < 0) {
-        std::memset(to, 0, static_cast<size_t>(width) * sizeof(float));
-      } else {
-        ops_.to_f32(pool.as<char>() + row_offset(rows[j], kv_head) * bytes, pool.dtype, width, to);
-      }
-    }
+  if (row < 0) {
+    std::memset(to, 0, static_cast<size_t>(width) * sizeof(float));
+  } else {
+    ops_.to_f32(pool.as<char>() + row_offset(row, kv_head) * bytes, pool.dtype, width, to);
   }
 }
 
-void RowLoader::keys_f32(const BlockGroup& group, int64_t kv_head, float* to) const {
-  rows_f32(in_.keys, group, kv_head, to);
+void RowLoader::key_f32(int64_t block, int64_t place, int64_t kv_head, float* to) const {
+  row_f32(in_.keys, in_.rows.as<int32_t>()[block * kBlockPlaces + place], kv_head, to);
   if (!in_.key_rope.defined()) return;
+  ops_.rotate(to, key_table(block, place), in_.rope_width() / 2, 1.0f);
+}
+
+void RowLoader::keys_f32(const BlockGroup& group, int64_t kv_head, float* to) const {
   for (int64_t i = 0; i < group.count; ++i) {
-    for (int64_t j = 0; j < kBlockPlaces; ++j) {
-      ops_.rotate(to + (i * kBlockPlaces + j) * in_.width(), key_table(group.block[i], j),
-                  in_.rope_width() / 2, 1.0f);
+    for (int64_t j = 0; j < kBlockPlaces; ++j, to += in_.width()) {
+      key_f32(group.block[i], j, kv_head, to);
     }
   }
 }
 
 void RowLoader::values_f32(const BlockGroup& group, int64_t kv_head, float* to) const {
-  rows_f32(in_.values, group, kv_head, to);
+  for (int64_t i = 0; i < group.count; ++i) {
+    const int32_t* rows = in_.rows.as<int32_t>() + group.block[i] * kBlockPlaces;
+    for (int64_t j = 0; j < kBlockPlaces; ++j, to += in_.width()) {
+      row_f32(in_.values, rows[j], kv_head, to);
+    }
+  }
 }
 
-void RowLoader::keys_bf16(const BlockGroup& group, int64_t kv_head, uint16_t* to,
-                          float* scratch) const {
-  const int64_t width = in_.width();
-  if (in_.key_rope.defined()) {
-    keys_f32(group, kv_head, scratch);
-    ops_.from_f32(scratch, DType::kBF16, group.places() * width, to, 1.0f);
-    return;
+void RowLoader::rotated_keys_bf16(const BlockGroup& group, int64_t kv_head, uint16_t* to) const {
+  alignas(64) float row[kWidthMax];
+  for (int64_t i = 0; i < group.count; ++i) {
+    for (int64_t j = 0; j < kBlockPlaces; ++j, to += in_.width()) {
+      key_f32(group.block[i], j, kv_head, row);
+      ops_.from_f32(row, DType::kBF16, in_.width(), to, 1.0f);
+    }
   }
+}
+
+void RowLoader::keys_bf16(const BlockGroup& group, int64_t kv_head, uint16_t* to) const {
+  const int64_t width = in_.width();
+  if (in_.key_rope.defined()) return rotated_keys_bf16(group, kv_head, to);
   const size_t row_bytes = static_cast<size_t>(width) * sizeof(uint16_t);
   for (int64_t i = 0; i < group.count; ++i) {
     const int32_t* rows = in_.rows.as<int32_t>() + group.block[i] * kBlockPlaces;
@@ -78,7 +85,7 @@ void RowLoader::keys_bf16(const BlockGroup& group, int64_t kv_head, uint16_t* to
 }
 
 void RowLoader::value_pairs(const BlockGroup& group, int64_t kv_head, uint32_t* to) const {
-  alignas(64) static constexpr uint16_t kZeros[256] = {};
+  alignas(64) static constexpr uint16_t kZeros[kWidthMax] = {};
   const int64_t width = in_.width();
   const auto* pool = in_.values.as<uint16_t>();
   for (int64_t i = 0; i < group.count; ++i) {

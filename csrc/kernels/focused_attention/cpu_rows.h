@@ -11,7 +11,8 @@ namespace mc::focused {
 
 inline constexpr int64_t kGroupBlocks = 4;  // blocks that share one pass of softmax
 inline constexpr int64_t kGroupPlaces = kGroupBlocks * kBlockPlaces;
-inline constexpr int64_t kRowTile = 64;  // rows of scores in flight
+inline constexpr int64_t kRowTile = 64;    // rows of scores in flight
+inline constexpr int64_t kWidthMax = 256;  // of a head
 inline constexpr float kLog2e = 1.4426950408889634f;
 
 template <class T>
@@ -56,7 +57,7 @@ class RowLoader {
   void keys_f32(const BlockGroup& group, int64_t kv_head, float* to) const;
   void values_f32(const BlockGroup& group, int64_t kv_head, float* to) const;
   // [places, E] bf16 for the pair path.
-  void keys_bf16(const BlockGroup& group, int64_t kv_head, uint16_t* to, float* scratch) const;
+  void keys_bf16(const BlockGroup& group, int64_t kv_head, uint16_t* to) const;
   // [places / 2, E] pairs of bf16.
   void value_pairs(const BlockGroup& group, int64_t kv_head, uint32_t* to) const;
   // [E] f32, rotated.
@@ -75,7 +76,9 @@ class RowLoader {
   }
 
  private:
-  void rows_f32(const TensorView& pool, const BlockGroup& group, int64_t kv_head, float* to) const;
+  void row_f32(const TensorView& pool, int32_t row, int64_t kv_head, float* to) const;
+  void key_f32(int64_t block, int64_t place, int64_t kv_head, float* to) const;
+  void rotated_keys_bf16(const BlockGroup& group, int64_t kv_head, uint16_t* to) const;
 
   const FocusedAttention& in_;
   const TileOps& ops_;

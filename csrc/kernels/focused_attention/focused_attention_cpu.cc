@@ -18,7 +18,7 @@ struct Scratch {
         max(rows),
         sum(rows),
         queries(rows * width),
-        keys(kGroupPlaces * width),
+        keys(pairs ? 0 : kGroupPlaces * width),
         keys_t(kGroupPlaces * width),
         values(kGroupPlaces * width),
         scores(kRowTile * kGroupPlaces),
@@ -86,7 +86,7 @@ class QueryBlock {
     const int64_t width = in_.width(), places = group.places();
     bias_head_ = -1;
     if (pairs_) {
-      load_.keys_bf16(group, kv_head_, s_.key_pairs.get(), s_.keys.get());
+      load_.keys_bf16(group, kv_head_, s_.key_pairs.get());
       ops_.transpose(reinterpret_cast<const float*>(s_.key_pairs.get()), places, width / 2,
                      width / 2, s_.keys_t.get(), places);
       load_.value_pairs(group, kv_head_, s_.value_pairs.get());
