@@ -10,7 +10,7 @@
 namespace mc {
 namespace {
 
-constexpr int kReaderAttempts = 20;  // a writer replaced files while a reader was opening them
+constexpr int kReaderAttempts = 1000;  // a writer replaced files while a reader was opening them
 
 Result<std::vector<std::byte>> read_file(Env* env, const std::string& path) {
   MC_ASSIGN_OR_RETURN(auto file, env->open_readable(path));

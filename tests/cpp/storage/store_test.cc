@@ -154,6 +154,7 @@ TEST(Store, a_reader_opens_while_the_writer_replaces_files) {
   FaultEnv env;
   auto store = make(env);
   ASSERT_TRUE(store->add_partition("a", "{}").is_ok());
+  ASSERT_TRUE(store->commit().is_ok());  // the reader may be first
   std::atomic<bool> done = false;
   std::thread reader([&] {
     uint64_t least = 0;
