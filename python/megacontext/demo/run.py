@@ -132,9 +132,9 @@ def _answer_all(
                 _ask(memory, question, outcome, tell) for question in questions
             ]
         with step("ceiling") as tell:
-            outcome.answers["ceiling"] = baselines.ceiling(questions, tell)
+            outcome.answers["ceiling"] = [*baselines.ceiling(questions, tell)]
         with step("rag few") as tell:
-            outcome.answers["rag few"] = baselines.best_pieces(questions, tell, FEW_PIECES)
+            outcome.answers["rag few"] = [*baselines.best_pieces(questions, tell, FEW_PIECES)]
         with step("plain, rag") as tell:
             _ask_at_full_budget(baselines, outcome, ends, tell)
     return outcome
