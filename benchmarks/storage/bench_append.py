@@ -6,13 +6,15 @@ seals 64 MiB. "sustained" is all of it.
 
 from __future__ import annotations
 
+import mmap
+import os
 import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import count
+from itertools import count, cycle
 from pathlib import Path
 
 import lmdb
@@ -43,6 +45,8 @@ def run(bench: Bench) -> None:
             _run_commits(bench, directory, pages)
     with scratch() as directory:
         _run_sustained(bench, directory)
+    with scratch() as directory:
+        _run_limit(bench, directory)
 
 
 def _open_both(directory: Path, pages: int) -> tuple[Store, lmdb.Environment]:
@@ -129,3 +133,29 @@ def _run_sustained(bench: Bench, directory: Path) -> None:
     bench.record_ratio("sustained vs LMDB", statistics.median(theirs) / statistics.median(ours))
     store.close()
     peer.close()
+
+
+def _run_limit(bench: Bench, directory: Path) -> None:
+    """What the disk takes for the bytes of a commit, in a file whose blocks were written before."""
+    byte_count, length = 256 * ROW_BYTES, (4 if bench.smoke else 64) << 20
+    path = directory / "ring"
+    path.write_bytes(bytes(length))
+    block = mmap.mmap(-1, byte_count)  # aligned, as direct writes want it
+    block.write(np.random.default_rng(0).bytes(byte_count))
+    cached = os.open(path, os.O_WRONLY)
+    direct = os.open(path, os.O_WRONLY | os.O_DIRECT)
+    os.fsync(cached)
+    offsets = cycle(range(0, length, byte_count))
+
+    def write_and_sync() -> None:
+        os.pwritev(cached, [block], next(offsets))
+        os.fdatasync(cached)
+
+    def write_durably() -> None:
+        os.pwritev(direct, [block], next(offsets), os.RWF_DSYNC)
+
+    case = Case("the bytes of 256 rows, bare", {"bytes": byte_count}, byte_count)
+    for name, call in (("pwrite, fdatasync", write_and_sync), ("direct, durable", write_durably)):
+        bench.record(case, name, _seconds_each(call, 2 if bench.smoke else 60))
+    os.close(cached)
+    os.close(direct)

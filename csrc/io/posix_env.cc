@@ -146,7 +146,14 @@ class PosixWritableFile final : public WritableFile {
 
   // One call to the system and, where the disk can, one to the disk.
   Status write_durably_at(uint64_t offset, Bytes bytes) override {
-    return write(offset, {&bytes, 1}, RWF_DSYNC);
+    if (durable_writes_) {
+      Status status = write(offset, {&bytes, 1}, RWF_DSYNC);
+      const int error = status.error_number();
+      if (error != EOPNOTSUPP && error != ENOSYS) return status;
+      durable_writes_ = false;  // sandboxes that do not know the flag
+    }
+    MC_RETURN_IF_ERROR(write(offset, {&bytes, 1}, 0));
+    return sync();
   }
 
   Status sync() override {
@@ -189,6 +196,7 @@ class PosixWritableFile final : public WritableFile {
   Descriptor fd_;
   std::string path_;
   bool direct_;
+  bool durable_writes_ = true;
 };
 
 class PosixFileLock final : public FileLock {

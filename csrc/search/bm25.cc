@@ -102,9 +102,9 @@ void search_segment(const PostingsView& segment, std::span<const WeightedTerm> t
                     BestHits& best) {
   std::pair<uint32_t, uint32_t> range{0, segment.document_count()};
   if (partition) range = segment.documents_of(*partition);
-  const auto [first, end] = range;
-  if (first == end) return;
-  std::vector<float> scores(end - first, 0.0f);
+  const uint32_t first = range.first;  // no structured binding: clang before 16 captures none
+  if (first == range.second) return;
+  std::vector<float> scores(range.second - first, 0.0f);
   for (const WeightedTerm& term : terms) {
     segment.lookup(term.hash).for_each([&](uint32_t document, uint32_t count) {
       if (document - first >= scores.size()) return;  // also true below `first`: unsigned

@@ -25,7 +25,7 @@ from megacontext.runtime.frame import QuestionFrame, question_frame
 # Blocks of one fixed piece of the retrieval baseline: 128 tokens.
 PIECE_BLOCKS = 4
 # Prompts answered in one batch; a step costs little more than for one.
-_BATCH_PROMPTS = 4
+_BATCH_PROMPTS = 8
 
 Tell = Callable[[], None]
 

@@ -7,9 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
-# oneDNN brings a bfloat16 weight into its own layout at each call, which costs as much as two rows
-# of arithmetic. Measured, 576 x 1,536, two threads: 1 row 59 us without it and 133 us with it,
-# 2 rows 91 and 141, 4 rows 229 and 162.
+# oneDNN brings a bfloat16 weight into its own layout at each call, which costs as much as some rows
+# of arithmetic. `python -m benchmarks run models/few_rows --full` says for how many it pays.
 MOST_ROWS = 2
 
 
