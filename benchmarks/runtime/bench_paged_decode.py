@@ -28,6 +28,7 @@ from megacontext.models import load
 from megacontext.models.kv_cache import CACHE_ARGUMENT, GrowingCache
 from megacontext.paged import PagedConfig, attach
 from megacontext.paged.memory import PagedMemory
+from megacontext.paged.page_store import QUERY_ROWS
 from megacontext.paged.stream import FocusLimits
 from megacontext_ext import Store
 
@@ -39,7 +40,7 @@ BATCH = 64  # rows copied at once
 def repeat_store(source: Path, target: Path, tokens: int) -> None:
     """A store with the blocks of `source` over and over, to `tokens` tokens."""
     with Store.open(source, read_only=True) as held:
-        families = [f for f in held.row_families() if f.lod == 1]
+        families = [f for f in held.row_families() if f.lod == 1 and f.name != QUERY_ROWS]
         blocks = min(held.row_count(f.name, 0) for f in families)
         with Store.create(target, held.identity) as store:
             store.add_partition("stream-0")
@@ -226,6 +227,7 @@ def main() -> None:
     parser.add_argument("--read", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=33, help="decoded in a round: one refocus")
+    parser.add_argument("--gists", default="off", choices=("off", "kept", "learned"))
     parser.add_argument("--stores", type=Path, required=True, help="kept, and used again")
     parser.add_argument("--out", type=Path, required=True)
     torch.set_num_threads(1)
@@ -233,7 +235,7 @@ def main() -> None:
     lengths = [int(n) for n in options.lengths.split(",")]
     base = load("smollm2")
     ids = own_text(base.tokenizer, options.read)
-    config = PagedConfig(focus="step", gists="off", pages="int8")
+    config = PagedConfig(focus="step", gists=options.gists, pages="int8")
     stores = {n: options.stores / f"{n}.kv" for n in lengths}
     if not all(path.exists() for path in stores.values()):
         options.stores.mkdir(parents=True, exist_ok=True)
@@ -249,6 +251,7 @@ def main() -> None:
     within = overhead(base.model, ids[:, :768], 12, options.rounds)
     result = {
         "budget_places": config.limits.budget_places,
+        "gists": config.gists,
         "by_length": summary(rows),
         "within_the_budget_s": within,
         "overhead_over_eager": within["paged"] / within["eager"] - 1,

@@ -38,6 +38,15 @@ from megacontext.paged.stream import FocusLimits
 
 TESTS = ["tests/python/paged/test_focus.py"]
 PRESSES = ("KnormPress", "SnapKVPress", "ExpectedAttentionPress")
+# Who chooses what is in focus, which gists, and their rows a block.
+PAGED = {
+    "paged, first and newest": ("caller", "off", 1),
+    "paged, kept rows": ("caller", "kept", 1),
+    "paged, kept rows, 4 a block": ("caller", "kept", 4),
+    "paged, step focus": ("step", "off", 1),
+    "paged, step focus, kept rows": ("step", "kept", 1),
+    "paged, step focus, learned gists": ("step", "learned", 1),
+}
 TOWNS = ("Ostrava", "Maribor", "Tampere", "Coimbra", "Aarhus", "Utrecht", "Graz", "Split")
 SINKS = 4
 STEP = 32
@@ -234,14 +243,14 @@ def by_paging(model: PreTrainedModel, text: Text, places: int) -> dict[str, Scor
     """Paged memories that read in steps with the same budget, by who chooses."""
     found = {}
     limits = FocusLimits(budget_places=places, recent_tokens=places // 4)
-    for name, focus, gists in (
-        ("paged, first and newest", "caller", "off"),
-        ("paged, step focus", "step", "off"),
-        ("paged, step focus and gists", "step", "auto"),
-    ):
+    for name, (focus, gists, rows) in PAGED.items():
         config = PagedConfig(
-            limits=limits, focus=focus, gists=gists, read_tokens=min(256, places // 2)
-        )  # type: ignore[arg-type]
+            limits=limits,
+            focus=focus,  # type: ignore[arg-type]
+            gists=gists,  # type: ignore[arg-type]
+            gist_rows=rows,  # type: ignore[arg-type]
+            read_tokens=min(256, places // 2),
+        )
         with attach(model, config) as memory:
             began = time.perf_counter()
             memory.read(text.history)
@@ -295,6 +304,29 @@ def table(rows: list[dict[str, Score]]) -> list[str]:
     return lines
 
 
+def draw(rows: list[dict[str, Score]], path: Path) -> None:
+    """What each contestant attends to against how well it predicts and remembers."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return
+    from matplotlib.figure import Figure
+
+    figure = Figure((9, 4), layout="constrained")
+    for axis, (field, label) in zip(
+        figure.subplots(1, 2),
+        (("follows", "NLL of what follows"), ("digits", "NLL of planted digits")),
+        strict=True,
+    ):
+        for name in rows[0]:
+            held = statistics.fmean(r[name]["held_mib"] for r in rows)
+            value = statistics.fmean(r[name][field] for r in rows)
+            axis.scatter(held, value, marker="s" if name.startswith("paged") else "o")
+            axis.annotate(
+                name, (held, value), fontsize=6, xytext=(3, 3), textcoords="offset points"
+            )
+        axis.set(xlabel="MiB attended to", ylabel=label, xscale="log")
+    figure.savefig(path, dpi=120)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--texts", type=int, default=3)
@@ -315,6 +347,7 @@ def main() -> None:
         result = {"history": options.history, "places": options.places, "texts": rows}
         (options.out / "peers.json").write_text(json.dumps(result, indent=1) + "\n")
         (options.out / "peers.md").write_text("\n".join(table(rows)) + "\n")
+        draw(rows, options.out / "peers.png")
         print((options.out / "peers.md").read_text(), flush=True)
         if time.monotonic() - began > 60 * options.minutes:
             break

@@ -2,8 +2,9 @@
 
 Contestants, all with `places` places a step of 32 tokens: the newest tokens read again as a window
 of their own (truncation), a paged memory with its first block and the newest blocks, the same with
-gist pages; and the full context as the bound. The history is read once with everything in view, so
-that the paged contestants differ only in what they show.
+gist pages (learned; kept rows, one a block and four); and the full context as the bound. The
+history is read once with everything in view, so that the paged contestants differ only in what they
+show.
 
     python -m benchmarks.runtime.bench_paged_quality --shard test.u16.xz --texts 12 --out FILE
 """
@@ -33,7 +34,14 @@ from megacontext.paged.stream import FocusLimits
 TESTS = ["tests/python/paged/test_gists.py"]
 STEP = 32
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ("truncation", "paged, first and newest", "paged with gists", "full context")
+GISTS = {
+    "learned gists": ("learned", 1),
+    "kept rows": ("kept", 1),
+    "kept rows, 4 a block": ("kept", 4),
+}
+OURS = "kept rows"
+BOUND, PLAIN = "full context", "paged, first and newest"
+NAMES = ("truncation", PLAIN, *GISTS, BOUND)
 
 
 def sum_nll(logits: Tensor, wanted: Tensor) -> float:
@@ -71,18 +79,21 @@ def measure(model: torch.nn.Module, ids: Tensor, history: int, places: int) -> d
     wide = FocusLimits(budget_places=2 * len(ids), recent_tokens=2 * len(ids))
     narrow = FocusLimits(budget_places=places)
     found = {NAMES[0]: truncated(model, ids, history, places)}
-    settings = PagedConfig(limits=wide, read_tokens=1024, gists="auto")
-    with attach(model, settings) as memory:
-        memory.read(ids[:history])
-        for name, limits in (
-            (NAMES[1], replace(narrow, gist_pages_max=0)),
-            (NAMES[2], narrow),
-            (NAMES[3], wide),
-        ):
-            memory.config = replace(settings, limits=limits)
-            found[name] = through(memory, model, ids, history)
-        assert memory.streams[0].gist_pages, "the base must have a shipped adapter"
-    return found
+    without = replace(narrow, gist_pages_max=0)
+    for name, (kind, rows) in GISTS.items():
+        settings = PagedConfig(limits=wide, read_tokens=1024, gists=kind, gist_rows=rows)  # type: ignore[arg-type]
+        asked = (
+            [(name, narrow)]
+            if BOUND in found
+            else [(PLAIN, without), (BOUND, wide), (name, narrow)]
+        )
+        with attach(model, settings) as memory:
+            memory.read(ids[:history])
+            assert memory.streams[0].gist_pages, f"{name}: no gist page was made"
+            for shown, limits in asked:
+                memory.config = replace(settings, limits=limits)
+                found[shown] = through(memory, model, ids, history)
+    return {name: found[name] for name in NAMES}
 
 
 def own_text(tokenizer: object, width: int) -> Tensor:
@@ -94,7 +105,7 @@ def own_text(tokenizer: object, width: int) -> Tensor:
 
 def run(bench: Bench) -> None:
     base = load("smollm2")
-    history, places = (640, 256) if bench.smoke else (4096, 512)
+    history, places = (1056, 256) if bench.smoke else (4096, 512)
     ids = own_text(base.tokenizer, history + (32 if bench.smoke else 256) + 1)
     began = time.perf_counter()
     found = measure(base.model, ids, history, places)
@@ -102,15 +113,18 @@ def run(bench: Bench) -> None:
     bench.record(case, "megacontext", [time.perf_counter() - began])
     for name, value in found.items():
         print(f"    NLL {value:.4f}  {name}")
-        if name != NAMES[2]:
-            bench.record_ratio(f"NLL of {name} over paged with gists", value / found[NAMES[2]])
+        if name != OURS:
+            bench.record_ratio(f"NLL of {name} over {OURS}", value / found[OURS])
 
 
 def summary(rows: list[dict[str, float]]) -> dict[str, object]:
-    """Means with intervals over texts, and the paired gain of gists (nats, above 0 is better)."""
+    """Means with intervals over texts, and the paired gain of each kind of gists over the first and
+    newest and over truncation (nats, above 0 is better)."""
     columns = {name: [row[name] for row in rows] for name in NAMES}
     gains = {
-        name: paired_comparison(columns[name], columns[NAMES[2]]) for name in (NAMES[0], NAMES[1])
+        f"{name} over {other}": paired_comparison(columns[other], columns[name])
+        for name in GISTS
+        for other in (NAMES[0], PLAIN)
     }
     return {
         "nll": {name: str(bootstrap_interval(column)) for name, column in columns.items()},
@@ -128,10 +142,11 @@ def main() -> None:
     parser.add_argument("--history", type=int, default=4096)
     parser.add_argument("--scored", type=int, default=256)
     parser.add_argument("--places", type=int, default=512)
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--minutes", type=float, default=60.0, help="stop after the text then read")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    model = load("smollm2", dtype="float32").model
+    model = load("smollm2", dtype=options.dtype).model
     spans = held_out_spans(options.shard, options.history + options.scored + 1, options.texts)
     # Domains take turns, so that a run cut short is still spread over them.
     queues = {d: [s for s in spans if s.domain == d] for d in sorted({s.domain for s in spans})}

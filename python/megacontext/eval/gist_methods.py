@@ -7,6 +7,7 @@ tokens were. `Window` holds what all methods share for one batch, so that compar
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,10 +28,11 @@ class Window:
         self.full, self.cache = base.read(ids[:, : layout.tokens])
         self.full = self.full[:, self.known :]
         self.mass: list[Tensor] | None = None  # of repeat_attention, when first asked for
+        self.kept: dict[str, Any] = {}  # what several methods of one window share
         self.prefix = self.cache.narrow(0, layout.prefix)
         self.span = self.cache.narrow(layout.prefix, self.known)
 
-    def suffix_after(self, past: KeyValues, bias: Tensor | None = None) -> Tensor:
+    def suffix_after(self, past: KeyValues, bias: Tensor | list[Tensor] | None = None) -> Tensor:
         """Hidden states of the suffix that sees `past` and itself."""
         suffix = self.ids[:, self.known : self.layout.tokens]
         return self.base.read(suffix, self.known, past, keep=False, bias=bias)[0]

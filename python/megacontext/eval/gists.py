@@ -15,7 +15,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from megacontext.eval import gist_methods as methods
+from megacontext.eval import gist_selection
 from megacontext.eval.gist_methods import Window
 from megacontext.eval.held_out import HeldOutSpan, held_out_spans
 from megacontext.gists.adapter import GistAdapter
@@ -44,7 +45,8 @@ class Suite:
     baselines: tuple[str, ...]
 
 
-LOD1 = Suite("lod1", SpanLayout(256, 512, 512, 1), (16, 32, 64), tuple(methods.BASELINES))
+UNTRAINED: dict[str, Method] = {**methods.BASELINES, **gist_selection.METHODS}
+LOD1 = Suite("lod1", SpanLayout(256, 512, 512, 1), (16, 32, 64), tuple(UNTRAINED))
 LOD2 = Suite(
     "lod2",
     SpanLayout(128, 1024, 512, 1, lod=2),
@@ -54,7 +56,7 @@ LOD2 = Suite(
 
 
 def suite_methods(suite: Suite, adapter: GistAdapter | None, base: FrozenBase) -> dict[str, Method]:
-    found = {name: methods.BASELINES[name] for name in suite.baselines}
+    found = {name: UNTRAINED[name] for name in suite.baselines}
     if adapter is not None:
         untrained = GistAdapter(base.shape, adapter.ranks)
         found["gist rows, untrained"] = methods.gist_rows(untrained.to(base.device))
@@ -189,6 +191,8 @@ def main() -> None:
     parser.add_argument("--per-domain", type=int, default=40)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--suites", default="lod1,lod2")
+    parser.add_argument("--methods", help="only these, with '; ' between them")
+    parser.add_argument("--entries", help="in place of a suite's own, comma-separated")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     options = parser.parse_args()
@@ -197,6 +201,14 @@ def main() -> None:
     base = base_from_folder(options.base, getattr(torch, options.dtype), device)
     adapter = GistAdapter.load(options.adapter).to(device) if options.adapter else None
     suites = tuple(s for s in (LOD1, LOD2) if s.name in options.suites.split(","))
+    if options.methods:
+        wanted = tuple(options.methods.split("; "))
+        if unknown := set(wanted) - set(UNTRAINED):
+            parser.error(f"--methods must be of {sorted(UNTRAINED)}, got {sorted(unknown)}")
+        suites = tuple(replace(s, baselines=wanted) for s in suites)
+    if options.entries:
+        numbers = tuple(int(n) for n in options.entries.split(","))
+        suites = tuple(replace(s, entries=numbers) for s in suites)
     result = run(base, options.shard, adapter, suites, options.per_domain, options.batch)
     result["dtype"], result["device"] = options.dtype, str(device)
     if options.adapter:

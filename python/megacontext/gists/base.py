@@ -110,7 +110,7 @@ class FrozenBase:
         start: int | Tensor = 0,
         past: KeyValues | None = None,
         keep: bool = True,
-        bias: Tensor | None = None,
+        bias: Tensor | list[Tensor] | None = None,
     ) -> tuple[Tensor, KeyValues]:
         """Normed last hidden states of `inputs` read at positions start.., and their keys, values.
 
@@ -119,7 +119,8 @@ class FrozenBase:
             start: position of the first input, or all positions [T].
             past: what the inputs may attend to besides themselves, all of it visible.
             keep: False returns empty keys and values (saves memory).
-            bias: [past tokens] added to the scores of the past's keys.
+            bias: added to the scores of the past's keys: [past tokens], or one a layer,
+                [B, kv_heads, past tokens].
 
         Returns:
             [B, T, width] and the inputs' own rotated keys and values.
@@ -139,7 +140,8 @@ class FrozenBase:
             if past is not None:
                 k = torch.cat((past.keys[number], k), 2)
                 v = torch.cat((past.values[number], v), 2)
-            x = x + F.linear(merge_heads(causal_attention(q, k, v, bias)), weights.o)
+            added = bias[number] if isinstance(bias, list) else bias
+            x = x + F.linear(merge_heads(causal_attention(q, k, v, added)), weights.o)
             x = x + self.mlp(weights, x)
         return F.rms_norm(x, (x.shape[-1],), self.norm, self.shape.norm_eps), kept
 
@@ -195,7 +197,7 @@ _LOWER_RIGHT = {"cuda": False}
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     """The last q.shape[2] keys are the queries' own and causal; all earlier ones are visible.
 
-    bias: [earlier keys], added to their scores.
+    bias: [earlier keys] or [B, kv_heads, earlier keys], added to their scores.
     """
     queries, keys = q.shape[2], k.shape[2]
     if queries == keys:
@@ -208,8 +210,10 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None
     visible = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
     if bias is None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
-    scores = torch.zeros(queries, keys, dtype=q.dtype, device=q.device)
-    scores[:, : keys - queries] = bias.to(q.dtype)
+    if bias.dim() == 3:
+        bias = bias.repeat_interleave(q.shape[1] // bias.shape[1], 1)[:, :, None]
+    scores = torch.zeros(*bias.shape[:-2], queries, keys, dtype=q.dtype, device=q.device)
+    scores[..., : keys - queries] = bias.to(q.dtype)
     scores = scores.masked_fill(~visible, float("-inf"))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=scores)
 

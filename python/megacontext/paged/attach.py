@@ -97,7 +97,7 @@ def _layout(model: PreTrainedModel) -> PageLayout:
     if width not in HEAD_WIDTHS:
         raise Unsupported(f"[paged] head width must be one of {HEAD_WIDTHS}, got {width}")
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
-    return PageLayout(text.num_hidden_layers, kv_heads, width, model.dtype)
+    return PageLayout(text.num_hidden_layers, kv_heads, width, model.dtype, heads)
 
 
 def _open(

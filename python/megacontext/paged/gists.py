@@ -27,7 +27,7 @@ BATCH_BLOCKS = 32  # blocks whose rows are computed in one pass
 
 
 @dataclass(frozen=True)
-class GistWriter:
+class LearnedWriter:
     """Computes the rows of a stream's blocks and puts them into pages.
 
     Attributes:
@@ -48,15 +48,13 @@ class GistWriter:
             digest.update(parameter.detach().float().cpu().numpy().tobytes())
         return digest.hexdigest()[:12]
 
-    def batch_blocks(self, pages_max: int) -> int:
-        """Blocks of one pass that, with what they are computed from, fit in `pages_max` pages."""
+    def next_blocks(self, number: int, stream: Stream, pages_max: int) -> range:
+        """Complete blocks that have no rows yet: at most a batch, and no more than fit in
+        `pages_max` pages with what they are computed from (0: no limit)."""
         room = pages_max - LOOKBACK_BLOCKS - 3  # the first block, two pages of rows
-        return max(1, min(BATCH_BLOCKS, room)) if pages_max else BATCH_BLOCKS
-
-    def next_blocks(self, stream: Stream, batch_blocks: int) -> range:
-        """Complete blocks that have no rows yet, at most a batch of them."""
+        batch = max(1, min(BATCH_BLOCKS, room)) if pages_max else BATCH_BLOCKS
         start = stream.gisted_blocks
-        return range(start, min(stream.token_count // K, start + batch_blocks))
+        return range(start, min(stream.token_count // K, start + batch))
 
     def reads(self, blocks: range) -> list[int]:
         """Blocks whose pages the rows of `blocks` are computed from."""
@@ -69,7 +67,7 @@ class GistWriter:
         return range(blocks.start // size, -(-blocks.stop // size))
 
     @torch.inference_mode()
-    def write(self, stream: Stream, pool: PagePool, blocks: range) -> torch.Tensor:
+    def write(self, number: int, stream: Stream, pool: PagePool, blocks: range) -> torch.Tensor:
         """Computes the rows of `blocks` and puts them into their pages, all resident.
 
         Returns:
@@ -114,13 +112,13 @@ class GistWriter:
 
 def gist_writer(
     model: PreTrainedModel, wanted: str | GistAdapter, rows: int, trained_tokens: int
-) -> GistWriter | None:
-    """The writer for a model, or None: gists are off, or no adapter was measured to help it.
+) -> LearnedWriter | None:
+    """The writer for a model, or None where no adapter was measured to help it.
 
     Args:
-        wanted: "auto" takes the shipped adapter of this base, "off" none.
+        wanted: an adapter, or "learned" for the one that ships for this base.
     """
-    if wanted == "off" or model.config.model_type != "llama":
+    if model.config.model_type != "llama":
         return None
     try:
         base = base_from_model(model)
@@ -134,4 +132,4 @@ def gist_writer(
             return None
         adapter = shipped.load()
     adapter = adapter.requires_grad_(False).to(base.device)
-    return GistWriter(base, adapter, rows, trained_tokens)
+    return LearnedWriter(base, adapter, rows, trained_tokens)

@@ -17,7 +17,7 @@ from megacontext.models.kv_cache import CACHE_ARGUMENT
 from megacontext.paged.cache import PagedCache
 from megacontext.paged.config import PagedConfig
 from megacontext.paged.focus import ActionKind, FocusAction, FocusLog, StepFocus
-from megacontext.paged.gists import gist_writer
+from megacontext.paged.gist_pages import gist_pages
 from megacontext.paged.page_store import PageLayout, PageStore
 from megacontext.paged.pool import PagePool
 from megacontext.paged.residents import LostPages, PageKey, PageTraffic, Residents, log
@@ -26,7 +26,7 @@ from megacontext.paged.step import Focus, Step, make_step
 from megacontext.paged.stream import Stream
 from megacontext.paged.text_focus import TextFocus
 from megacontext_ext.errors import Corruption, InvalidArgument
-from megacontext_ext.ops.focused_attention import AttentionRules, focused_attention
+from megacontext_ext.ops.focused_attention import AttentionRules, focused_attention, merge_attention
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,9 @@ class PagedMemory:
         self._new_tokens: list[int] = []
         self._real: Tensor | None = None
         self._ids: Tensor | None = None
-        self._gists = gist_writer(model, config.gists, config.gist_rows, self._trained_tokens)
-        if store is not None and self._gists is not None:
-            store.use_gists(self._gists.name, self._gists.rows)
         kinds = getattr(shape, "layer_types", None) or ["full_attention"] * self.layer_count
         self._rotary = RotaryTakeover(model, kinds)
+        self._gists = gist_pages(model, config, layout, self._rotary.layers, kinds, store)
         self._log = FocusLog()
         self._chooser: StepFocus | None = None
         if config.focus == "step":
@@ -218,6 +216,10 @@ class PagedMemory:
             raise InvalidArgument("[paged] commit needs a store: attach(model, store=PATH)")
         tails = {}
         for number, stream in enumerate(self.streams):
+            if self._gists is not None:
+                self._write_gists(number, 0)
+            if self._gists is not None:
+                self._gists.save(number, stream)
             start = stream.token_count // K * K
             page = None
             if start < stream.token_count:
@@ -241,8 +243,11 @@ class PagedMemory:
                 self._write_gists(number, own)
         focuses = self._bring_in(counts)
         self._new_tokens, self._real = counts, real
-        device = self.pool.keys[0].device
-        self._step = make_step(self.streams, counts, focuses, self._trained_tokens, device)
+        device, gists = self.pool.keys[0].device, self._gists
+        shown = focuses if gists is None else gists.with_blocks(focuses)
+        self._step = make_step(self.streams, counts, shown, self._trained_tokens, device)
+        if gists is not None:
+            gists.prepare(self.streams, counts, focuses, self.pool, self._step)
 
     def attend(
         self, layer: int, qkv: tuple[Tensor, Tensor, Tensor], rules: dict[str, Any]
@@ -254,7 +259,7 @@ class PagedMemory:
         if self._chooser is not None:
             self._chooser.hear(layer, q, self._new_tokens)
         pool.write(layer, step.rows, k.transpose(0, 1), v.transpose(0, 1))
-        out, _ = focused_attention(
+        out, lse = focused_attention(
             q,
             pool.keys[layer],
             pool.values[layer],
@@ -267,7 +272,14 @@ class PagedMemory:
                 rope=step.rope(self._rotary.layers[layer]),
             ),
         )
-        return out
+        if self._gists is None:
+            return out
+        self._gists.hear(layer, q, self.streams, self._new_tokens)
+        beyond = self._gists.attend(layer, q, rules)
+        if beyond is None:
+            return out
+        merged, _ = merge_attention(torch.stack((out, beyond[0])), torch.stack((lse, beyond[1])))
+        return merged
 
     def end_step(self) -> None:
         """Called by the last layer: from here on the tokens are part of the memory."""
@@ -297,9 +309,12 @@ class PagedMemory:
             stream.stored_blocks, stream.gisted_blocks = held.blocks, held.gisted_blocks
             stream.token_count = len(tokens) if held.tail is not None else held.blocks * K
             stream.tokens = tokens[: stream.token_count]
-            if self._gists is not None:
-                stream.gist_rows = self._gists.rows
-            if held.tail is not None:
+            if self._gists is not None and not self._gists.load(number, stream):
+                # Their keys are there, the queries that choose kept rows are not.
+                stream.stored_blocks = stream.gisted_blocks
+                stream.token_count = stream.gisted_blocks * K
+                stream.tokens = tokens[: stream.token_count]
+            elif held.tail is not None:
                 self._the_residents().put(PageKey(number, "tokens", held.blocks), held.tail)
             if self._chooser is not None:
                 self._load_keys(self._chooser, number)
@@ -385,30 +400,10 @@ class PagedMemory:
             self._note("lose", [key.number], key.stream, str(error))
 
     def _write_gists(self, number: int, own: int) -> None:
-        """Gist rows of all complete blocks that have none yet, while they and the step's `own`
-        pages have room."""
-        gists, stream, residents = self._gists, self.streams[number], self._the_residents()
-        assert gists is not None
-        stream.gist_rows = gists.rows
-        limit = residents.pool.pages_max
-        batch = gists.batch_blocks(limit) if self._store is not None else gists.batch_blocks(0)
-        while len(blocks := gists.next_blocks(stream, batch)):
-            pages = [PageKey(number, "gists", page) for page in gists.pages_for(blocks)]
-            begun = [key for key in pages if key.number < stream.gist_page_count]
-            fresh = [key for key in pages if key.number >= stream.gist_page_count]
-            if not residents.has_room(len(fresh) + own):
-                return
-            needed = [PageKey(number, "tokens", block) for block in gists.reads(blocks)]
-            try:
-                residents.bring(needed + begun, fresh)
-            except LostPages as lost:
-                log.warning("[paged] gists end at block %d: %s", blocks.start, lost)
-                self._gists = None
-                return
-            rows = gists.write(stream, residents.pool, blocks)
-            stream.gisted_blocks = blocks.stop
-            if self._store is not None and self._store.gists is not None:
-                self._store.write_side(self._store.gists, number, blocks.start, rows)
+        """Gist pages of what became complete; `own` pages stay free for the step's own tokens."""
+        assert self._gists is not None
+        if not self._gists.write(number, self.streams[number], self._the_residents(), own):
+            self._gists = None
 
     def _complete_blocks(self, number: int) -> None:
         """Queues the blocks that became complete, rounded first where the store rounds, and keeps

@@ -26,6 +26,7 @@ from megacontext_ext import Store
 from megacontext_ext.errors import InvalidArgument, IoError, MegaContextError, NotFound, StoreFailed
 
 TAIL_ROWS = "kv-tail"
+QUERY_ROWS = "kv-queries"  # of the blocks that no gist page has yet, in a ring
 _TAIL_LOD = 8  # one node: a partition has one tail
 _COUNT_BYTES = 8  # a tail's row begins with the token count it belongs to
 PENDING_BYTES_MAX = 64 << 20
@@ -33,12 +34,14 @@ PENDING_BYTES_MAX = 64 << 20
 
 @dataclass(frozen=True)
 class PageLayout:
-    """What the pages of a model are: (layers, KV heads, head width), and its dtype."""
+    """What the pages of a model are: (layers, KV heads, head width), and its dtype; and how many
+    heads ask."""
 
     layers: int
     kv_heads: int
     head_width: int
     dtype: torch.dtype
+    heads: int
 
     def page_shape(self, rows: int = K) -> tuple[int, ...]:
         return (self.layers, 2, self.kv_heads, rows, self.head_width)
@@ -125,7 +128,9 @@ class PageStore:
         self._writer = WriteBehind(PENDING_BYTES_MAX)
         self.pages = BlockRows(store, self._writer, f"kv-{codec.format}", codec)
         self.gists: BlockRows | None = None
+        self.owners: BlockRows | None = None
         self.keys: BlockRows | None = None
+        self._query_codec: PageCodec | None = None
         self._tail_codec = PageCodec(format_of(layout.dtype), layout.page_shape())
         self._commit_tokens = commit_tokens
         self._since_commit = 0
@@ -141,11 +146,22 @@ class PageStore:
             count += 1
         return count
 
-    def use_gists(self, name: str, rows: int) -> None:
-        """Keeps gist rows too: `rows` a block, made by what `name` names."""
-        codec = PageCodec(format_of(self._layout.dtype), self._layout.page_shape(rows))
+    def use_gists(self, name: str, rows: int, asking_layers: int = 0) -> None:
+        """Keeps gist rows too: `rows` a block, made by what `name` names.
+
+        asking_layers: 0, or for kept rows how many layers' queries choose them: then whose rows
+        they are, and the queries of the blocks of the next page, are kept as well.
+        """
+        layout = self._layout
+        codec = PageCodec(format_of(layout.dtype), layout.page_shape(rows))
         family = f"kv-gist-{name}-{codec.format}-{rows}"
         self.gists = BlockRows(self.store, self._writer, family, codec)
+        if asking_layers:
+            whose = PageCodec("f32", (2, layout.layers, layout.kv_heads, rows))
+            self.owners = BlockRows(self.store, self._writer, f"{family}-owners", whose)
+            shape = (asking_layers, K, layout.heads, layout.head_width)
+            self._query_codec = PageCodec(format_of(layout.dtype), shape)
+            self.store.define_rows(QUERY_ROWS, 1, "u8", _COUNT_BYTES + self._query_codec.row_bytes)
 
     def use_keys(self, layers: tuple[int, ...]) -> None:
         """Keeps mean keys of these layers too."""
@@ -223,6 +239,35 @@ class PageStore:
         """Gist rows [end - start, L, 2, Hkv, R, E] of blocks. Raises Corruption."""
         assert self.gists is not None
         return self.gists.read(self.partition(number), start, end, self._layout.dtype)
+
+    def read_owners(self, number: int, start: int, end: int) -> Tensor:
+        """Whose the kept rows of blocks are, [end - start, 2, L, Hkv, R]. Raises Corruption."""
+        assert self.owners is not None
+        return self.owners.read(self.partition(number), start, end, torch.float32)
+
+    def write_queries(self, number: int, ring: int, asked: Tensor, end: int) -> None:
+        """Queries [layers, T, Hq, E] of a block whose tokens so far end at `end`; the next commit
+        makes them durable."""
+        assert self._query_codec is not None
+        full = asked.new_zeros(self._query_codec.shape)
+        full[:, : asked.shape[1]] = asked
+        row = self._query_codec.encode(full[None])[0]
+        head = np.array([end], np.uint64).view(np.uint8)
+        self.drain()
+        there = self.store.row_count(QUERY_ROWS, self.partition(number))
+        rows = np.concatenate((head, row))[None]
+        self.store.put_rows(QUERY_ROWS, self.partition(number), min(ring, there), rows)
+
+    def read_queries(self, number: int, ring: int, end: int) -> Tensor | None:
+        """Queries [layers, 32, Hq, E] of the block whose tokens end at `end`; None: not there."""
+        assert self._query_codec is not None
+        partition = self.partition(number)
+        if ring >= self.store.row_count(QUERY_ROWS, partition):
+            return None
+        row = self.store.read_rows(QUERY_ROWS, partition, ring, ring + 1)
+        if int(row[0, :_COUNT_BYTES].view(np.uint64)[0]) != end:
+            return None
+        return self._query_codec.decode(row[:, _COUNT_BYTES:], self._layout.dtype)[0]
 
     def commit(self, tails: dict[int, tuple[NDArray[np.uint32], int, Tensor | None]]) -> None:
         """Everything written so far is durable on return, and the streams' tails with it.

@@ -95,3 +95,15 @@ def _identity(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
         return torch.ones_like(cos), torch.zeros_like(sin)
 
     return forward
+
+
+def rotated(x: Tensor, frequencies: Tensor, positions: Tensor) -> Tensor:
+    """x [..., T, E] rotated by positions that broadcast to [..., T]; the first 2 * len(frequencies)
+    of E dimensions turn, in halves. Computed in float32, returned as x."""
+    angles = (positions[..., None].double() * frequencies.cpu()).to(x.device)
+    cos, sin = angles.cos().float(), angles.sin().float()
+    half = len(frequencies)
+    wide = x.float()
+    first, second, rest = wide[..., :half], wide[..., half : 2 * half], wide[..., 2 * half :]
+    turned = (first * cos - second * sin, second * cos + first * sin, rest)
+    return torch.cat(turned, -1).to(x.dtype)

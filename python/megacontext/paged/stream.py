@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 
 from megacontext.config import K
+from megacontext.gists.selection import KeptRows
 from megacontext_ext.errors import InvalidArgument, OverBudget
 
 
@@ -46,7 +47,8 @@ class Stream:
     preference, set by a focus strategy or the caller; `pinned` come before everything, `excluded`
     never come; `lost` are those of the excluded that the store could not give back.
     `gist_pages[g]` has `gist_rows` rows for each block from g * 32 / gist_rows on; the first
-    `gisted_blocks` blocks have theirs. The first `stored_blocks` blocks are in the store.
+    `gisted_blocks` blocks have theirs; `kept` says whose rows a page of kept rows has. The first
+    `stored_blocks` blocks are in the store.
     """
 
     token_count: int = 0
@@ -59,6 +61,7 @@ class Stream:
     gist_rows: int = 1
     gisted_blocks: int = 0
     lost_gists: set[int] = field(default_factory=set)
+    kept: dict[int, KeptRows] = field(default_factory=dict)
     stored_blocks: int = 0
     tokens: array[int] = field(default_factory=lambda: array("I"))
 

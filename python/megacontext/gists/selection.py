@@ -1,0 +1,77 @@
+"""Kept rows: the keys and values of a span that stand for it, chosen without training.
+
+A *kept row* is one token's key and value in one layer and KV head. Which are kept is decided by the
+attention that later queries would give them, and since those are not known, by the span's own
+queries, asked once more as if one span later (like SnapKV, Li et al. 2024, and Expected Attention,
+Devoto et al. 2025, but with all of the span's queries). Rows are shared out over layers and heads
+by the same measure (like AdaKV, Feng et al. 2024, but over all layers): heads that look broadly
+keep many, heads that look for one thing few. Nothing is fitted: see LOG, 2026-11-26.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# No head keeps more than this many times the mean, and none less than the mean over it.
+SPREAD = 4
+
+
+class KeptRows(NamedTuple):
+    """Rows in order of owner, then token. owner: [M] layer * Hkv + KV head; token: [M] offset."""
+
+    owner: Tensor
+    token: Tensor
+
+
+def expected_mass(queries: Tensor, keys: Tensor, earlier: Tensor, recent: Tensor) -> Tensor:
+    """Attention that the span's keys get from its own queries, asked one span later.
+
+    Args:
+        queries: [B, Hq, Q, E], rotated to positions one span after their own.
+        keys: [B, Hkv, T, E] the span's, rotated to their positions. Hkv divides Hq.
+        earlier: [B, Hkv, S, E] keys before the span that compete, rotated.
+        recent: [B, Hkv, Q, E] the keys of the queries' tokens, rotated like the queries: what
+            each would find beside itself. Query t sees the first t + 1.
+
+    Returns:
+        [B, Hkv, T] float32, summed over the queries of a KV head.
+
+    Cost: Hq * Q * (T + S + Q) exponentials, and E times as many multiplications.
+    """
+    (heads, count), asks = keys.shape[1:3], queries.shape[2]
+    group = queries.shape[1] // heads
+    asked = queries.unflatten(1, (heads, group)) * queries.shape[-1] ** -0.5
+    everything = torch.cat((keys, earlier, recent), 2)[:, :, None]
+    scores = (asked @ everything.mT).float()
+    unseen = torch.ones(asks, asks, dtype=torch.bool, device=scores.device).triu(1)
+    scores[..., -asks:].masked_fill_(unseen, float("-inf"))
+    return scores.softmax(-1)[..., :count].sum((2, 3))
+
+
+def choose_rows(mass: Tensor, total: int) -> KeptRows:
+    """The `total` rows with the most mass, none of a head beyond its share's bounds.
+
+    Args:
+        mass: [L, Hkv, T] from `expected_mass`; layers that shall keep nothing are all zero.
+        total: rows to keep over all layers and heads, at most L * Hkv * T.
+
+    Returns:
+        `total` rows, fewer only where the bounds allow no more.
+
+    Cost: a top-k of min(T, SPREAD * mean) a head, and one over all of those.
+    """
+    flat = mass.flatten(0, 1)
+    speaking = flat.amax(-1) > 0
+    mean = total / max(1, int(speaking.sum()))
+    most = min(flat.shape[-1], max(1, int(SPREAD * mean)))
+    best = flat.topk(most, -1)
+    rank = best.values.clone()
+    rank[:, : max(1, int(mean / SPREAD))] = float("inf")
+    rank[~speaking] = float("-inf")
+    chosen = rank.flatten().topk(min(total, int(speaking.sum()) * most)).indices.sort().values
+    owner, token = chosen // most, best.indices.flatten()[chosen]
+    order = torch.argsort(owner * flat.shape[-1] + token)
+    return KeptRows(owner[order], token[order])

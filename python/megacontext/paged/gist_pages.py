@@ -1,0 +1,207 @@
+"""The gist pages of a memory: who makes them, when, and where they are kept and read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from megacontext.config import K
+from megacontext.gists.adapter import GistAdapter
+from megacontext.paged.config import PagedConfig
+from megacontext.paged.gists import gist_writer
+from megacontext.paged.kept import KeptWriter, decode_owners, encode_owners
+from megacontext.paged.kept_view import KeptView
+from megacontext.paged.page_store import PageLayout, PageStore
+from megacontext.paged.pool import PagePool
+from megacontext.paged.residents import LostPages, PageKey, Residents, log
+from megacontext.paged.rotary import LayerRotary
+from megacontext.paged.step import Focus, Step
+from megacontext.paged.stream import Stream
+from megacontext_ext.ops.focused_attention import (
+    AttentionRules,
+    focused_attention,
+)
+
+
+class GistWriter(Protocol):
+    """Makes gist pages of complete blocks."""
+
+    @property
+    def rows(self) -> int:
+        """Rows a block."""
+
+    @property
+    def name(self) -> str:
+        """Names what makes the rows: others' rows are not its rows."""
+
+    def next_blocks(self, number: int, stream: Stream, pages_max: int) -> range:
+        """Blocks to make rows of now; empty when there are none, or no room for what it reads."""
+
+    def reads(self, blocks: range) -> list[int]:
+        """Blocks whose pages must be resident for it."""
+
+    def pages_for(self, blocks: range) -> range:
+        """Numbers of the gist pages that get the rows."""
+
+    def write(self, number: int, stream: Stream, pool: PagePool, blocks: range) -> Tensor:
+        """Puts the rows into their resident pages; returns them, [N, L, 2, Hkv, R, E]."""
+
+
+class GistPages:
+    """Gist pages of all streams. Rows that every layer and head shares are read with the blocks;
+    kept rows, which each head has its own of, in a second pass that is merged with the first."""
+
+    def __init__(
+        self,
+        writer: GistWriter,
+        layout: PageLayout,
+        rotary: Sequence[LayerRotary],
+        trained_tokens: int,
+        store: PageStore | None,
+    ) -> None:
+        self._writer = writer
+        self._layout = layout
+        self._store = store
+        self._kept = writer if isinstance(writer, KeptWriter) else None
+        self._view: KeptView | None = None
+        if self._kept is not None:
+            self._view = KeptView(layout, rotary, self._kept.size, trained_tokens)
+        if store is not None:
+            asks = 0 if self._kept is None else len(self._kept.layers)
+            store.use_gists(writer.name, writer.rows, asks)
+
+    @property
+    def rows(self) -> int:
+        return self._writer.rows
+
+    def write(self, number: int, stream: Stream, residents: Residents, own: int) -> bool:
+        """Makes the gist pages that can be made, while they and the step's `own` pages have room.
+
+        Returns:
+            False when a damaged page ends gists.
+        """
+        stream.gist_rows = self.rows
+        limit = residents.pool.pages_max if self._store is not None else 0
+        while len(blocks := self._writer.next_blocks(number, stream, limit)):
+            pages = [PageKey(number, "gists", page) for page in self._writer.pages_for(blocks)]
+            begun = [key for key in pages if key.number < stream.gist_page_count]
+            fresh = [key for key in pages if key.number >= stream.gist_page_count]
+            if not residents.has_room(len(fresh) + own):
+                break
+            needed = [PageKey(number, "tokens", block) for block in self._writer.reads(blocks)]
+            try:
+                residents.bring(needed + begun, fresh)
+            except LostPages as lost:
+                log.warning("[paged] gists end at block %d: %s", blocks.start, lost)
+                return False
+            rows = self._writer.write(number, stream, residents.pool, blocks)
+            stream.gisted_blocks = blocks.stop
+            self._keep(number, stream, blocks, rows)
+        return True
+
+    def hear(
+        self, layer: int, queries: Tensor, streams: Sequence[Stream], counts: Sequence[int]
+    ) -> None:
+        """Takes a layer's un-rotated queries [T, Hq, E] of a step."""
+        if self._kept is not None:
+            self._kept.hear(layer, queries, streams, counts)
+
+    def with_blocks(self, focuses: list[Focus]) -> list[Focus]:
+        """What is read in one pass with the blocks."""
+        return focuses if self._view is None else [Focus(f.blocks, []) for f in focuses]
+
+    def prepare(
+        self,
+        streams: list[Stream],
+        counts: list[int],
+        focuses: list[Focus],
+        pool: PagePool,
+        step: Step,
+    ) -> None:
+        """Makes ready what the step's second pass reads."""
+        if self._view is not None:
+            self._view.prepare(streams, counts, focuses, pool, step)
+
+    def attend(
+        self, layer: int, queries: Tensor, rules: dict[str, Any]
+    ) -> tuple[Tensor, Tensor] | None:
+        """The second pass: out [T, Hq, E] and lse [T, Hq]; None where it would read nothing."""
+        read = None if self._view is None else self._view.read(layer)
+        if read is None:
+            return None
+        keys, values, table, plan, rope = read
+        settings = AttentionRules(scale=rules["scale"], softcap=rules["softcap"], rope=rope)
+        return focused_attention(queries, keys, values, table, plan, settings)
+
+    def save(self, number: int, stream: Stream) -> None:
+        """Keeps in the store what the next gist page needs and pages do not have: the queries."""
+        if self._store is None or self._kept is None:
+            return
+        heard = self._kept.heard(number)
+        for block in range(stream.gisted_blocks, -(-stream.token_count // K)):
+            end = min((block + 1) * K, stream.token_count)
+            asked = [heard.take(layer, block * K, end) for layer in heard.layers]
+            ring = block % self._kept.size
+            self._store.write_queries(number, ring, torch.stack(asked), end)
+
+    def load(self, number: int, stream: Stream) -> bool:
+        """Takes up a stream that was opened again.
+
+        Returns:
+            False when queries are missing that the next gist page needs: a crash took them. Tokens
+            from `stream.gisted_blocks` on are then to be read again.
+        """
+        stream.gist_rows = self.rows
+        kept, store = self._kept, self._store
+        if kept is None or store is None:
+            return True
+        for page in range(stream.gist_page_count):
+            blocks = stream.gist_blocks(page)
+            owners = store.read_owners(number, blocks.start, blocks.stop)
+            stream.kept[page] = decode_owners(torch.cat(tuple(owners), -1))
+        heard = kept.heard(number)
+        heard.drop_before(stream.gisted_blocks * K)
+        for block in range(stream.gisted_blocks, -(-stream.token_count // K)):
+            end = min((block + 1) * K, stream.token_count)
+            asked = store.read_queries(number, block % kept.size, end)
+            if asked is None:
+                kept.forget(number, stream.gisted_blocks * K)
+                return False
+            for at, layer in enumerate(heard.layers):
+                heard.hear(layer, asked[at, : end - block * K], block * K)
+        return True
+
+    def _keep(self, number: int, stream: Stream, blocks: range, rows: Tensor) -> None:
+        store = self._store
+        if store is None or store.gists is None:
+            return
+        store.write_side(store.gists, number, blocks.start, rows)
+        if self._kept is not None and store.owners is not None:
+            owners = encode_owners(stream.kept[blocks.start // len(blocks)], self._layout)
+            parts = owners.unflatten(-1, (len(blocks), self.rows)).movedim(-2, 0)
+            store.write_side(store.owners, number, blocks.start, parts)
+
+
+def gist_pages(
+    model: PreTrainedModel,
+    config: PagedConfig,
+    layout: PageLayout,
+    rotary: Sequence[LayerRotary],
+    kinds: Sequence[str],
+    store: PageStore | None,
+) -> GistPages | None:
+    """The gist pages of a memory as `config.gists` says; None: there are none."""
+    trained: int = model.config.get_text_config().max_position_embeddings
+    writer: GistWriter | None
+    if config.gists == "off":
+        return None
+    if config.gists == "learned" or isinstance(config.gists, GistAdapter):
+        writer = gist_writer(model, config.gists, config.gist_rows, trained)
+    else:
+        kept = KeptWriter(layout, rotary, kinds, config.gist_rows)
+        writer = kept if kept.layers else None
+    return None if writer is None else GistPages(writer, layout, rotary, trained, store)

@@ -1,0 +1,162 @@
+"""Gists without training: rows of blocks out of focus that later queries would look at.
+
+A gist page keeps 32 rows a layer and KV head on average, from 32 / `rows` blocks together. A row is
+the key and value of one token; each layer and head has its own tokens and its own share of the
+page (`gists.selection`). Its numbers lie in the page in one line, layer by layer as they come, and
+`KeptRows` says whose they are; `kept_view.py` gives every layer its rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from megacontext.config import K
+from megacontext.gists.selection import KeptRows, choose_rows, expected_mass
+from megacontext.paged.heard import HeardQueries
+from megacontext.paged.page_store import PageLayout
+from megacontext.paged.pool import PagePool
+from megacontext.paged.rotary import LayerRotary, rotated
+from megacontext.paged.stream import Stream
+
+# Blocks before a page's own whose keys compete for attention with it, besides the first block.
+LOOKBACK_BLOCKS = 8
+
+
+class KeptWriter:
+    """Chooses the rows of gist pages and puts them into the pool.
+
+    Args of its constructor: the pages' layout; each layer's rotary positions and attention type
+    (layers with a sliding window keep nothing, as they look at nothing far); rows a block.
+    """
+
+    name = "kept1"  # of what chooses: rows chosen otherwise get another name
+
+    def __init__(
+        self,
+        layout: PageLayout,
+        rotary: Sequence[LayerRotary],
+        kinds: Sequence[str],
+        rows: int,
+    ) -> None:
+        self.rows = rows
+        self.size = K // rows
+        self.layers = tuple(n for n, kind in enumerate(kinds) if kind != "sliding_attention")
+        self._layout = layout
+        self._rotary = rotary
+        self._heard: dict[int, HeardQueries] = {}
+
+    def heard(self, number: int) -> HeardQueries:
+        """What stream `number` asked since its last gist page."""
+        return self._heard.setdefault(number, HeardQueries(self.layers))
+
+    def hear(
+        self, layer: int, queries: Tensor, streams: Sequence[Stream], counts: Sequence[int]
+    ) -> None:
+        """Takes a layer's queries [T, Hq, E] of a step of `counts` new tokens a stream."""
+        if layer not in self.layers:
+            return
+        start = 0
+        for number, (stream, count) in enumerate(zip(streams, counts, strict=True)):
+            if count:
+                asked = queries[start : start + count]
+                self.heard(number).hear(layer, asked, stream.token_count)
+            start += count
+
+    def forget(self, number: int, token: int) -> None:
+        """Stream `number` was heard of from `token` on, and that is lost: it is read again."""
+        self._heard[number] = HeardQueries(self.layers)
+        self._heard[number].drop_before(token)
+
+    def next_blocks(self, number: int, stream: Stream, pages_max: int) -> range:
+        """The blocks of the next gist page, once all of them are complete; else none."""
+        start = stream.gisted_blocks
+        end = start + self.size
+        ready = end * K <= stream.token_count and self.heard(number).has(start * K, end * K)
+        fits = not pages_max or self.size + LOOKBACK_BLOCKS + 2 <= pages_max
+        return range(start, end if ready and fits else start)
+
+    def pages_for(self, blocks: range) -> range:
+        """Numbers of the gist pages that hold the rows of `blocks`."""
+        page = blocks.start // self.size
+        return range(page, page + 1)
+
+    def reads(self, blocks: range) -> list[int]:
+        """Blocks whose pages the rows of `blocks` are computed from."""
+        low = max(0, blocks.start - LOOKBACK_BLOCKS)
+        return [*([0] if low else []), *range(low, blocks.stop)]
+
+    @torch.inference_mode()
+    def write(self, number: int, stream: Stream, pool: PagePool, blocks: range) -> Tensor:
+        """Chooses the rows of `blocks`, which become the next gist page, resident already.
+
+        Returns:
+            The page in equal parts, one a block: [N, L, 2, Hkv, R, E].
+
+        Cost: for T tokens, Hq * T * (2 T + 288) exponentials a layer, and E times as many
+        multiplications.
+        """
+        layout = self._layout
+        heads, width = layout.kv_heads, layout.head_width
+        mass = torch.zeros(layout.layers, heads, len(blocks) * K)
+        for layer in self.layers:
+            mass[layer] = self._mass(layer, number, stream, pool, blocks).cpu()
+        chosen = choose_rows(mass, layout.layers * heads * K)
+        page = pool.keys[0].new_zeros(2, layout.layers * heads * K, width)
+        own = torch.tensor([stream.pages[block] for block in blocks])
+        layers, head = chosen.owner // heads, chosen.owner % heads
+        at = 0
+        for layer, count in enumerate(torch.bincount(layers, minlength=layout.layers).tolist()):
+            part = slice(at, at + count)
+            where = own[chosen.token[part] // K], head[part], chosen.token[part] % K
+            page[0, part] = pool.keys[layer][where]
+            page[1, part] = pool.values[layer][where]
+            at += count
+        content = page.view(2, layout.layers, heads, K, width).transpose(0, 1).contiguous()
+        gist = blocks.start // self.size
+        pool.write_pages([stream.gist_pages[gist]], content[None])
+        stream.kept[gist] = chosen
+        self.heard(number).drop_before(blocks.stop * K)
+        return content.unflatten(3, (len(blocks), self.rows)).movedim(3, 0)
+
+    def _mass(
+        self, layer: int, number: int, stream: Stream, pool: PagePool, blocks: range
+    ) -> Tensor:
+        """[Hkv, T] attention that a layer's keys of `blocks` expect."""
+        start, count = blocks.start * K, len(blocks) * K
+        before = [block for block in self.reads(blocks) if block < blocks.start]
+        # Distances matter, positions do not: what is first read stands at 0.
+        origin = (before[1] if len(before) > 1 else blocks.start) * K
+        own = torch.arange(start, start + count) - origin
+        earlier = torch.tensor(before, dtype=torch.long)[:, None] * K + torch.arange(K) - origin
+        frequencies = self._rotary[layer].frequencies
+        keys = self._keys(layer, stream, pool, list(blocks))
+        queries = self.heard(number).take(layer, start, start + count).transpose(0, 1)
+        return expected_mass(
+            rotated(queries, frequencies, own + count)[None],
+            rotated(keys, frequencies, own)[None],
+            rotated(self._keys(layer, stream, pool, before), frequencies, earlier.flatten())[None],
+            rotated(keys, frequencies, own + count)[None],
+        )[0]
+
+    def _keys(self, layer: int, stream: Stream, pool: PagePool, blocks: list[int]) -> Tensor:
+        """Un-rotated keys [Hkv, T, E] of whole blocks."""
+        pages = torch.tensor([stream.pages[block] for block in blocks], dtype=torch.long)
+        return pool.keys[layer][pages].transpose(0, 1).flatten(1, 2)
+
+
+def encode_owners(kept: KeptRows, layout: PageLayout) -> Tensor:
+    """[2, L, Hkv, 32] float32, exact for whole numbers; -1 where a page is not full."""
+    full = torch.full((2, layout.layers * layout.kv_heads * K), -1.0)
+    full[0, : len(kept.owner)] = kept.owner.float()
+    full[1, : len(kept.token)] = kept.token.float()
+    return full.view(2, layout.layers, layout.kv_heads, K)
+
+
+def decode_owners(full: Tensor) -> KeptRows:
+    """The reverse of `encode_owners`."""
+    owner, token = full.flatten(1).long()
+    there = owner >= 0
+    return KeptRows(owner[there], token[there])
