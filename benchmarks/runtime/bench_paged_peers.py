@@ -242,7 +242,8 @@ class Rewound:
 def by_paging(model: PreTrainedModel, text: Text, places: int) -> dict[str, Score]:
     """Paged memories that read in steps with the same budget, by who chooses."""
     found = {}
-    limits = FocusLimits(budget_places=places, recent_tokens=places // 4)
+    spared = places // 32 // 4  # a quarter of the places, where gists compete with wanted blocks
+    limits = FocusLimits(places, recent_tokens=places // 4, gist_pages_min=spared)
     for name, (focus, gists, rows) in PAGED.items():
         config = PagedConfig(
             limits=limits,

@@ -24,6 +24,8 @@ class FocusLimits:
     recent_tokens: int = 512
     # Most gist pages a step reads; None: as many as places are left for.
     gist_pages_max: int | None = None
+    # Gist pages that wanted blocks leave room for, where there are so many.
+    gist_pages_min: int = 0
 
     def __post_init__(self) -> None:
         least = (self.sink_blocks + 2) * K
@@ -32,11 +34,9 @@ class FocusLimits:
                 f"[paged] budget_places must be >= {least} (sinks, the tail and one block), "
                 f"got {self.budget_places}"
             )
-        if self.recent_tokens < 0 or self.sink_blocks < 0:
-            raise InvalidArgument(
-                "[paged] recent_tokens and sink_blocks must be >= 0, got "
-                f"{self.recent_tokens} and {self.sink_blocks}"
-            )
+        for name in ("recent_tokens", "sink_blocks", "gist_pages_min"):
+            if getattr(self, name) < 0:
+                raise InvalidArgument(f"[paged] {name} must be >= 0, got {getattr(self, name)}")
 
 
 @dataclass
@@ -78,7 +78,8 @@ class Stream:
         """Blocks, and numbers of gist pages, that a step over `new_tokens` more tokens reads.
 
         Order of rights: the new tokens, pins, sinks, half of what is left for the newest, what is
-        wanted, gist pages of what is left out (newest first), the recent past. Blocks and gist
+        wanted (but for `gist_pages_min`), gist pages of what is left out (those of wanted blocks,
+        then newest first), the recent past. Blocks and gist
         pages together never pass the budget; no gist page is read while all blocks fit.
 
         Raises:
@@ -106,9 +107,12 @@ class Stream:
                 if own and block < own[0] and block not in self.excluded:
                     chosen.add(block)
 
-        fill(chain(range(limits.sink_blocks), kept_recent, self.wanted), room)
+        fill(chain(range(limits.sink_blocks), kept_recent), room)
+        beyond = (end + K - 1) // K > room
+        spared = min(limits.gist_pages_min, self.gist_page_count) if beyond else 0
+        fill(self.wanted, room - spared)
         gists: list[int] = []
-        if (end + K - 1) // K > room:
+        if beyond:
             most = room - len(chosen)
             if limits.gist_pages_max is not None:
                 most = min(most, limits.gist_pages_max)
@@ -126,9 +130,14 @@ class Stream:
         return -(-self.gisted_blocks * self.gist_rows // K)
 
     def _gists_besides(self, blocks: set[int]) -> Iterator[int]:
-        """Gist pages, newest first, with a row of a block that is not in `blocks` or excluded."""
+        """Gist pages with a row of a block that is not in `blocks` or excluded: those of wanted
+        blocks that found no room, then newest first."""
+        wanted = (block // (K // self.gist_rows) for block in self.wanted if block not in blocks)
         newest_first = range(self.gist_page_count - 1, -1, -1)
-        return (page for page in newest_first if self._has_rows(page, blocks))
+        order = dict.fromkeys(chain(wanted, newest_first))
+        return (
+            page for page in order if page < self.gist_page_count and self._has_rows(page, blocks)
+        )
 
     def _has_rows(self, page: int, blocks: set[int]) -> bool:
         return page not in self.lost_gists and any(

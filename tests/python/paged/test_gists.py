@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -163,7 +164,13 @@ def test_focus_prefers_wanted_blocks_to_gists():
     blocks, gists = stream.focus(LIMITS, 1)
     assert {0, 40, 41, 42, 100} <= set(blocks)
     assert len(blocks) + len(gists) <= 8
-    stream.wanted = []
+    # What is wanted and found no room comes as gists before what is merely newer.
+    stream.gist_rows, stream.wanted = 4, [40, 41, 60, 61, 17]
+    spared = FocusLimits(budget_places=160, recent_tokens=0, gist_pages_min=2)
+    blocks, gists = stream.focus(spared, 1)
+    assert (blocks, gists) == ([0, 40, 100], [5, 7])
+    assert stream.focus(replace(spared, gist_pages_min=0), 1) == ([0, 40, 41, 60, 100], [])
+    stream.wanted, stream.gist_rows = [], 1
     blocks, gists = stream.focus(LIMITS, 1)
     assert gists == [0, 1, 2, 3]
     assert len(blocks) + len(gists) == 8
