@@ -114,7 +114,7 @@ FUZZ_SECONDS ?= 20
 FUZZ_RUNS ?= 500000
 SOAK_KILLS ?= 1000
 CLANG ?= $(firstword $(foreach n,clang++ clang++-19 clang++-16 clang++-14,$(shell command -v $(n))))
-CONCURRENT = *GroupCommit*:LogFile*:*ColdRead*:Prefetch*:PageCache*:*BatchReader*:Store.readers*:Store.a_reader*
+CONCURRENT = *GroupCommit*:LogFile*:*ColdRead*:Prefetch*:PageCache*:*BatchReader*:StoreMerge*:Store.readers*:Store.a_reader*
 
 asan: setup
 	$(call sanitized,asan,address$(comma)undefined,-DMC_BUILD_TESTS=ON)

@@ -108,7 +108,10 @@ class StoreOptions:
     close_wal_bytes: int = 1 << 20  # close() seals when the WAL is longer than this
     wal_first_file_bytes: int = 256 << 10  # the first WAL file; each new one doubles ...
     wal_most_file_bytes: int = 32 << 20  # ... up to this
-    most_segments_per_family: int = 8  # more are merged at a checkpoint
+    most_segments_per_family: int = 8  # more are merged after a checkpoint
+    # beside: by a thread, for which a writer waits only when it falls far behind; inline: by the
+    # writer itself, at the checkpoint.
+    merges: Literal["beside", "inline"] = "beside"
     # auto: rows that the system has in memory are copied from the mapped file, others are read in
     # one batch; mapped: all are copied from the mapped file; direct: only the page cache below.
     read_mode: Literal["auto", "mapped", "direct"] = "auto"
@@ -119,6 +122,7 @@ class StoreOptions:
 
 
 _OPTION_CODES = {
+    "merges": {"beside": 0, "inline": 1},
     "read_mode": {"auto": 0, "mapped": 1, "direct": 2},
     "read_engine": {"auto": 0, "io_uring": 1, "threads": 2},
 }

@@ -81,7 +81,12 @@ def measure(model: torch.nn.Module, ids: Tensor, history: int, places: int) -> d
     found = {NAMES[0]: truncated(model, ids, history, places)}
     without = replace(narrow, gist_pages_max=0)
     for name, (kind, rows) in GISTS.items():
-        settings = PagedConfig(limits=wide, read_tokens=1024, gists=kind, gist_rows=rows)  # type: ignore[arg-type]
+        settings = PagedConfig(
+            limits=wide,
+            read_tokens=1024,
+            gists=kind,  # type: ignore[arg-type]
+            gist_rows=rows,  # type: ignore[arg-type]
+        )
         asked = (
             [(name, narrow)]
             if BOUND in found

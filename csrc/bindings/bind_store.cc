@@ -94,6 +94,8 @@ StoreOptions parse_options(const std::map<std::string, uint64_t>& given) {
       options.wal_most_file_bytes = value;
     } else if (name == "most_segments_per_family") {
       options.most_segments_per_family = value;
+    } else if (name == "merges") {
+      options.merges = static_cast<MergeMode>(value);
     } else if (!parse_read_option(name, value, options.reads)) {
       raise(Status::invalid_argument(str_cat("[open] option must be known, got '", name, "'")));
     }

@@ -94,6 +94,30 @@ void Column::attach(std::shared_ptr<const Segment> segment, const RunEntry& run,
   row_count_ = std::max(row_count_, run.first + run.count);
 }
 
+void Column::replace(const std::vector<std::shared_ptr<const Segment>>& old,
+                     std::shared_ptr<const Segment> segment, const RunEntry& run,
+                     const std::byte* rows) {
+  if (runs_ == nullptr) return;
+  const uint64_t row_bytes = segment->header().row_bytes;
+  const uint64_t end = std::min(run.first + run.count, row_count_);
+  RunList parts;
+  for (const Run& shown : *runs_) {
+    if (std::find(old.begin(), old.end(), shown.segment) == old.end()) continue;
+    const uint64_t first = std::max(shown.first, run.first);
+    const uint64_t last = std::min(shown.end, end);
+    if (first >= last) continue;
+    if (!parts.empty() && parts.back().end == first) {
+      parts.back().end = last;
+    } else {
+      const std::byte* start = rows + (first - run.first) * row_bytes;
+      parts.push_back({first, last, start, row_bytes, segment, nullptr});
+    }
+  }
+  if (parts.empty()) return;
+  RunList& list = own_runs();
+  for (Run& part : parts) place(list, std::move(part));
+}
+
 void Column::cut(uint64_t count) {
   if (count >= row_count_) return;
   row_count_ = count;

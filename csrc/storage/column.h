@@ -52,6 +52,9 @@ class Column {
   void overwrite(uint64_t first, const std::byte* rows, uint64_t count, uint64_t row_bytes);
   // Places rows of a segment; row_count grows to cover them.
   void attach(std::shared_ptr<const Segment> segment, const RunEntry& run, const std::byte* rows);
+  // Places those of the rows that lie in `old` segments now; what else is shown stays.
+  void replace(const std::vector<std::shared_ptr<const Segment>>& old,
+               std::shared_ptr<const Segment> segment, const RunEntry& run, const std::byte* rows);
   // After attach() covered everything in memory, nothing may be appended to the old extent.
   void drop_tail() { tail_ = nullptr; }
 

@@ -303,7 +303,7 @@ Status Store::sync_for_all(std::unique_lock<std::mutex>& writer) {
 Status Store::checkpoint() {
   std::lock_guard writer(writer_mutex_);
   MC_RETURN_IF_ERROR(require_writable("checkpoint"));
-  return checkpoint_locked();
+  return checkpoint_locked(Merges::kWaited);
 }
 
 Status Store::close() {
@@ -312,8 +312,8 @@ Status Store::close() {
   Status status = failure_;
   if (!read_only_ && wal_ != nullptr && status.is_ok()) {
     const bool changed = wal_->next_sequence() != manifest_.wal_sequence;
-    if (wal_->replay_bytes() >= options_.close_wal_bytes) {
-      status = checkpoint_locked();
+    if (wal_->replay_bytes() >= options_.close_wal_bytes || merging_.valid()) {
+      status = checkpoint_locked(Merges::kWaited);
     } else if (changed && wal_->byte_count() > 0) {
       // Tells recovery that everything before was acknowledged, so a lost frame is noticed.
       status = failed(wal_->sync());
@@ -322,6 +322,7 @@ Status Store::close() {
     }
     if (status.is_ok()) status = wal_->remove_spares(0);
   }
+  if (merging_.valid()) merging_.wait();  // of a store that failed; the next writer clears up
   closed_ = true;
   lock_ = nullptr;
   state_.read_path->prefetcher().stop();

@@ -16,6 +16,7 @@
 #pragma once
 
 #include <condition_variable>
+#include <future>
 #include <mutex>
 #include <tuple>
 #include <unordered_map>
@@ -28,6 +29,13 @@
 
 namespace mc {
 
+// When segments that have become many are made one.
+enum class MergeMode : uint8_t {
+  kBeside = 0,   // by a thread beside the writer, who waits only when it falls far behind
+  kInline = 1,   // by the writer, at the checkpoint that made them too many
+  kDeferred = 2  // like kBeside, but worked on when it is waited for: the same order in every run
+};
+
 struct StoreOptions {
   uint64_t unsealed_bytes = 64 << 20;  // in memory and in the WAL before a checkpoint seals them
   uint64_t close_wal_bytes =
@@ -35,7 +43,8 @@ struct StoreOptions {
   uint32_t page_bytes = 4096;  // unit of checksums in segments
   uint64_t wal_first_file_bytes = 256 << 10;
   uint64_t wal_most_file_bytes = 32 << 20;
-  size_t most_segments_per_family = 8;  // more are merged at a checkpoint
+  size_t most_segments_per_family = 8;  // more are merged after a checkpoint
+  MergeMode merges = MergeMode::kBeside;
   ReadOptions reads = {};
 };
 
@@ -131,7 +140,8 @@ class Store final : public RowReader {
   // Everything written before is durable on return. Threads that meet here share one sync, and
   // others write meanwhile.
   Status commit();
-  // Seals everything into segments, so that the WAL can be cut.
+  // Seals everything into segments, so that the WAL can be cut, and merges what has become too
+  // many.
   Status checkpoint();
   // A checkpoint that also rewrites each segment with rows or terms that nobody can read any more
   // (erased, cut, overwritten, dropped), and removes every file of the log: afterwards no file of
@@ -210,24 +220,35 @@ class Store final : public RowReader {
   struct Sealing {
     std::vector<SegmentEntry> fresh;  // written but not yet named by a manifest
     Segments obsolete;
+    bool replaces_memory = false;  // else the obsolete segments
     bool clears_lexical_memory = false;
     RoundingError rounding;
   };
-  Status checkpoint_locked();
+  using NewSegment = std::function<SegmentHeader(uint64_t data_bytes)>;
+  enum class Merges : uint8_t { kGoOn, kWaited };
+  Status checkpoint_locked(Merges merges = Merges::kGoOn);
   Status seal_everything();
-  Status merge_segments();
   Status rewrite_segments();
   static SegmentGroups grouped(const Segments& segments);
-  Status seal_rows(const DefineFamily& family, const Segments* merged, const RowFormat& format,
-                   Sealing& sealing);
-  Status seal_merged(const Segments& segments, Sealing& sealing);
-  Status seal_postings(std::string bytes, Sealing& sealing);
-  Status seal_merged_postings(const Segments& merged, Sealing& sealing);
+  Status seal_rows(const StoreState& state, const DefineFamily& family, const Segments* merged,
+                   const RowFormat& format, const NewSegment& header, Sealing& sealing) const;
+  Status seal_merged(const StoreState& state, const Segments& segments, const NewSegment& header,
+                     Sealing& sealing) const;
+  Status seal_postings(std::string bytes, const NewSegment& header, Sealing& sealing) const;
+  Status seal_merged_postings(const StoreState& state, const Segments& merged,
+                              const NewSegment& header, Sealing& sealing) const;
   SegmentHeader new_segment(uint64_t data_bytes);
   Status publish(const Manifest& manifest);
   Status install(Sealing& sealing);
+  void show_rows(const std::shared_ptr<const Segment>& segment, const Sealing& sealing);
   Manifest next_manifest() const;
   void tell_read_path();
+
+  // store_merge.cc
+  std::vector<Segments> crowded_groups() const;
+  bool merges_fall_behind() const;
+  Status begin_merge();
+  Status collect_merge(Merges merges);
 
   Env* const env_;
   const std::string path_;
@@ -245,6 +266,7 @@ class Store final : public RowReader {
   bool sync_running_ = false;  // a thread syncs the log without writer_mutex_
   std::condition_variable sync_done_;
   uint64_t unsealed_bytes_ = 0;
+  std::future<Result<std::vector<Sealing>>> merging_;  // one a group
   const std::shared_ptr<StoreMetrics> metrics_ = std::make_shared<StoreMetrics>();
 
   mutable std::shared_mutex state_mutex_;

@@ -1,4 +1,4 @@
-// Sealing: rows in memory become immutable segments, and many small segments become one.
+// Sealing: rows in memory, or what still shows of some segments, become an immutable segment.
 #include <algorithm>
 #include <functional>
 
@@ -24,22 +24,22 @@ SegmentHeader Store::new_segment(uint64_t data_bytes) {
 }
 
 // Writes what is in memory (merged == nullptr), or what still shows of the `merged` segments.
-Status Store::seal_rows(const DefineFamily& family, const Segments* merged, const RowFormat& format,
-                        Sealing& sealing) {
+Status Store::seal_rows(const StoreState& state, const DefineFamily& family, const Segments* merged,
+                        const RowFormat& format, const NewSegment& header, Sealing& sealing) const {
   const auto wanted = [merged](const Run& run) {
     if (merged == nullptr) return run.extent != nullptr;
     return std::find(merged->begin(), merged->end(), run.segment) != merged->end();
   };
-  const auto header = [&](uint64_t data_bytes) {
-    return of_rows(new_segment(data_bytes), family.id, family.lod, format);
+  const auto of_family = [&](uint64_t data_bytes) {
+    return of_rows(header(data_bytes), family.id, family.lod, format);
   };
-  const RowCopy copy{family, state_.partitions, format, wanted, header, &sealing.rounding};
+  const RowCopy copy{family, state.partitions, format, wanted, of_family, &sealing.rounding};
   MC_ASSIGN_OR_RETURN(const auto entry, copy_rows(env_, path_, copy));
   if (entry) sealing.fresh.push_back(*entry);
   return Status::ok();
 }
 
-Status Store::seal_postings(std::string bytes, Sealing& sealing) {
+Status Store::seal_postings(std::string bytes, const NewSegment& header, Sealing& sealing) const {
   MC_ASSIGN_OR_RETURN(const PostingsView view,
                       PostingsView::parse(std::as_bytes(std::span(bytes))));
   if (view.document_count() == 0) return Status::ok();  // all of them were cut away
@@ -48,17 +48,18 @@ Status Store::seal_postings(std::string bytes, Sealing& sealing) {
     entries.push_back({run.partition, 0, run.first_block, run.document_count});
   }
   MC_ASSIGN_OR_RETURN(auto writer,
-                      SegmentWriter::create(env_, path_, new_segment(bytes.size()), entries));
+                      SegmentWriter::create(env_, path_, header(bytes.size()), entries));
   MC_RETURN_IF_ERROR(writer.append(bytes_of(bytes)));
   MC_ASSIGN_OR_RETURN(const SegmentEntry entry, writer.finish());
   sealing.fresh.push_back(entry);
   return Status::ok();
 }
 
-Status Store::seal_merged_postings(const Segments& merged, Sealing& sealing) {
-  MC_ASSIGN_OR_RETURN(const auto all_views, state_.lexical.sealed().views());
-  MC_ASSIGN_OR_RETURN(const auto all_masks, state_.lexical.masks().masks());
-  const Segments& sealed = state_.lexical.sealed().segments();
+Status Store::seal_merged_postings(const StoreState& state, const Segments& merged,
+                                   const NewSegment& header, Sealing& sealing) const {
+  MC_ASSIGN_OR_RETURN(const auto all_views, state.lexical.sealed().views());
+  MC_ASSIGN_OR_RETURN(const auto all_masks, state.lexical.masks().masks());
+  const Segments& sealed = state.lexical.sealed().segments();
   std::vector<PostingsView> views;
   std::vector<DocumentMask> masks;
   for (size_t i = 0; i < sealed.size(); ++i) {
@@ -68,18 +69,29 @@ Status Store::seal_merged_postings(const Segments& merged, Sealing& sealing) {
   }
   if (views.empty()) return Status::ok();
   MC_ASSIGN_OR_RETURN(std::string bytes, merge(views, masks));
-  return seal_postings(std::move(bytes), sealing);
+  return seal_postings(std::move(bytes), header, sealing);
 }
 
-Status Store::checkpoint_locked() {
-  if (wal_->next_sequence() == manifest_.wal_sequence) return Status::ok();
-  const LatencyTimer timer(metrics_->checkpoint_latency_us);
-  MC_RETURN_IF_ERROR(seal_everything());
-  return failed(merge_segments());
+// A merge is taken in right behind a seal, and only there: the manifest that names its segment also
+// says what partitions there are, and the log that is replayed over it begins behind those.
+Status Store::checkpoint_locked(Merges merges) {
+  if (options_.merges == MergeMode::kInline) merges = Merges::kWaited;
+  if (wal_->next_sequence() != manifest_.wal_sequence) {
+    const LatencyTimer timer(metrics_->checkpoint_latency_us);
+    MC_RETURN_IF_ERROR(seal_everything());
+  } else if (!merging_.valid()) {
+    return Status::ok();
+  }
+  const bool waits = merges == Merges::kWaited || merges_fall_behind();
+  MC_RETURN_IF_ERROR(collect_merge(waits ? Merges::kWaited : Merges::kGoOn));
+  MC_RETURN_IF_ERROR(begin_merge());
+  return merges == Merges::kWaited ? collect_merge(merges) : Status::ok();
 }
 
 Status Store::seal_everything() {
   Sealing sealing;
+  sealing.replaces_memory = true;
+  const NewSegment header = [this](uint64_t data_bytes) { return new_segment(data_bytes); };
   for (const auto& segment : segments_) {
     const uint32_t family = segment->header().family;
     if (family != 0 && (state_.families[family - 1]->flags & kDropped) != 0) {
@@ -87,12 +99,13 @@ Status Store::seal_everything() {
     }
   }
   for (const auto& family : state_.families) {
-    MC_RETURN_IF_ERROR(failed(seal_rows(*family, nullptr, family->format(), sealing)));
+    MC_RETURN_IF_ERROR(
+        failed(seal_rows(state_, *family, nullptr, family->format(), header, sealing)));
   }
   if (state_.lexical.unsealed_block_count() > 0) {
     auto bytes = state_.lexical.unsealed_postings();
     MC_RETURN_IF_ERROR(failed(bytes.status()));
-    MC_RETURN_IF_ERROR(failed(seal_postings(std::move(bytes).value(), sealing)));
+    MC_RETURN_IF_ERROR(failed(seal_postings(std::move(bytes).value(), header, sealing)));
     sealing.clears_lexical_memory = true;
   }
   // Frames from here on go to a file of their own, which the manifest names as the start.
@@ -127,6 +140,11 @@ Status Store::install(Sealing& sealing) {
     if (std::find(gone.begin(), gone.end(), segment) == gone.end()) left.push_back(segment);
   }
   left.insert(left.end(), fresh.begin(), fresh.end());
+  // Whoever opens the store places segments over one another in this order. One that was merged
+  // beside the writer is older than those that were sealed meanwhile.
+  std::sort(left.begin(), left.end(), [](const auto& a, const auto& b) {
+    return a->header().segment_id < b->header().segment_id;
+  });
   CutList cuts = cuts_.pruned(left, state_.families);
   Manifest manifest = next_manifest();
   manifest.cuts = cuts.cuts();
@@ -141,13 +159,7 @@ Status Store::install(Sealing& sealing) {
   {
     std::unique_lock lock(state_mutex_);
     for (const auto& segment : fresh) {
-      if (segment->header().kind != SegmentKind::kRows) continue;
-      const std::byte* rows = segment->rows();
-      for (const RunEntry& run : segment->runs()) {
-        Column& column = own_partition(run.partition).columns[segment->header().family - 1];
-        column.attach(segment, run, rows);
-        rows += run.count * segment->header().row_bytes;
-      }
+      if (segment->header().kind == SegmentKind::kRows) show_rows(segment, sealing);
     }
     Segments postings;
     for (const auto& segment : segments_) {
@@ -161,6 +173,25 @@ Status Store::install(Sealing& sealing) {
     metrics_->reclaimed_bytes.add(segment->header().file_bytes);
   }
   return Status::ok();
+}
+
+// In place of what it was made of: rows in memory, or the obsolete segments. What was put over
+// those since it was begun stays, and what was cut does not come back.
+void Store::show_rows(const std::shared_ptr<const Segment>& segment, const Sealing& sealing) {
+  const SegmentHeader& header = segment->header();
+  const std::byte* rows = segment->rows();
+  for (const RunEntry& run : segment->runs()) {
+    auto& columns = own_partition(run.partition).columns;
+    if (columns.size() >= header.family) {
+      Column& column = columns[header.family - 1];
+      if (sealing.replaces_memory) {
+        column.attach(segment, run, rows);
+      } else {
+        column.replace(sealing.obsolete, segment, run, rows);
+      }
+    }
+    rows += run.count * header.row_bytes;
+  }
 }
 
 void Store::tell_read_path() {
@@ -179,39 +210,18 @@ Store::SegmentGroups Store::grouped(const Segments& segments) {
 }
 
 // Segments of one group become one.
-Status Store::seal_merged(const Segments& segments, Sealing& sealing) {
+Status Store::seal_merged(const StoreState& state, const Segments& segments,
+                          const NewSegment& header, Sealing& sealing) const {
   const SegmentHeader& first = segments.front()->header();
   if (first.kind == SegmentKind::kPostings) {
-    MC_RETURN_IF_ERROR(seal_merged_postings(segments, sealing));
+    MC_RETURN_IF_ERROR(seal_merged_postings(state, segments, header, sealing));
   } else {
-    const DefineFamily& family = *state_.families[first.family - 1];
-    MC_RETURN_IF_ERROR(seal_rows(family, &segments, first.row_format(family.width), sealing));
+    const DefineFamily& family = *state.families[first.family - 1];
+    const RowFormat format = first.row_format(family.width);
+    MC_RETURN_IF_ERROR(seal_rows(state, family, &segments, format, header, sealing));
   }
   sealing.obsolete.insert(sealing.obsolete.end(), segments.begin(), segments.end());
   return Status::ok();
-}
-
-// Where a group has too many segments, its smallest become one: each row is rewritten about
-// log2(rows) times over the life of a store.
-Status Store::merge_segments() {
-  Sealing sealing;
-  SegmentGroups groups = grouped(segments_);
-  for (auto& [group, segments] : groups) {
-    if (segments.size() <= options_.most_segments_per_family) continue;
-    std::sort(segments.begin(), segments.end(), [](const auto& a, const auto& b) {
-      return a->header().data_bytes < b->header().data_bytes;
-    });
-    size_t count = 0;
-    for (uint64_t sum = 0; count < segments.size(); ++count) {
-      const uint64_t next = segments[count]->header().data_bytes;
-      if (count >= 2 && next > 2 * sum) break;
-      sum += next;
-    }
-    segments.resize(count);
-    MC_RETURN_IF_ERROR(seal_merged(segments, sealing));
-    metrics_->merge_count.add();
-  }
-  return sealing.obsolete.empty() ? Status::ok() : install(sealing);
 }
 
 }  // namespace mc

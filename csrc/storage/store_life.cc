@@ -47,6 +47,7 @@ Status Store::purge() {
   std::lock_guard writer(writer_mutex_);
   MC_RETURN_IF_ERROR(require_writable("purge"));
   MC_RETURN_IF_ERROR(seal_everything());
+  MC_RETURN_IF_ERROR(collect_merge(Merges::kWaited));
   MC_RETURN_IF_ERROR(failed(rewrite_segments()));
   MC_RETURN_IF_ERROR(failed(wal_->remove_spares(0)));
   return failed(env_->sync_directory(path_));  // so that no removed name comes back
@@ -74,8 +75,9 @@ Status Store::rewrite_segments() {
     if (is_rows && shown_bytes[segment.get()] != header.data_bytes) dirty.push_back(segment);
   }
   Sealing sealing;
+  const NewSegment header = [this](uint64_t data_bytes) { return new_segment(data_bytes); };
   for (const auto& [group, segments] : grouped(dirty)) {
-    MC_RETURN_IF_ERROR(seal_merged(segments, sealing));
+    MC_RETURN_IF_ERROR(seal_merged(state_, segments, header, sealing));
   }
   return sealing.obsolete.empty() ? Status::ok() : install(sealing);
 }

@@ -38,6 +38,7 @@ Result<ReencodeReport> Store::reencode(std::string_view name, RowType type, uint
   if (format != family->format()) MC_RETURN_IF_ERROR(failed(require_encoded_rows()));
   const LatencyTimer timer(metrics_->reencode_latency_us);
   if (wal_->next_sequence() != manifest_.wal_sequence) MC_RETURN_IF_ERROR(seal_everything());
+  MC_RETURN_IF_ERROR(collect_merge(Merges::kWaited));
   return reencode_segments(*family, format);
 }
 
@@ -52,7 +53,8 @@ Result<ReencodeReport> Store::reencode_segments(const DefineFamily& family,
   }
   if (sealing.obsolete.empty()) return ReencodeReport{};
   const uint64_t fresh_id = manifest_.next_segment_id;
-  const Status sealed = seal_rows(family, &sealing.obsolete, format, sealing);
+  const NewSegment header = [this](uint64_t data_bytes) { return new_segment(data_bytes); };
+  const Status sealed = seal_rows(state_, family, &sealing.obsolete, format, header, sealing);
   if (sealed.code() == StatusCode::kInvalidArgument) {
     MC_RETURN_IF_ERROR(failed(env_->remove(join_path(path_, segment_file_name(fresh_id)))));
     return Status::invalid_argument(str_cat("[reencode] ", sealed.message()));

@@ -16,6 +16,8 @@ import megacontext_ext as mx
 
 # `make soak` asks for more.
 KILLS = int(os.environ.get("MC_SOAK_KILLS", "12"))
+# Of one store, which is read whole after each of them, so that it must not grow for ever.
+KILLS_A_STORE = 50
 
 # Appends runs of tokens that count upwards, and writes a line after each commit.
 WRITER = """
@@ -66,9 +68,9 @@ def run_and_kill(path: str, seed: int, after_s: float) -> int:
 @pytest.mark.slow
 @pytest.mark.timeout(300 + 5 * KILLS)
 def test_nothing_acknowledged_is_lost_when_the_writer_is_killed(tmp_path):
-    path = str(tmp_path / "memory")
     random.seed(1)
     for seed in range(KILLS):
+        path = str(tmp_path / f"memory-{seed // KILLS_A_STORE}")
         durable = run_and_kill(path, seed, random.uniform(0.0, 0.25))
         with mx.Store.open(path, read_only=seed % 2 == 0) as store:
             count = store.token_count(0)

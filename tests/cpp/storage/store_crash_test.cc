@@ -127,7 +127,15 @@ TEST(StoreCrash, the_workload_crosses_every_border) {
   EXPECT_GT(store.value()->stats().segment_count, 5u);
 }
 
-TEST(StoreCrash, at_every_sync_no_acknowledged_change_is_lost) {
+class StoreCrashWhile : public ::testing::TestWithParam<MergeMode> {
+ protected:
+  StoreCrashWhile() { small_merges = GetParam(); }
+  ~StoreCrashWhile() override { small_merges = MergeMode::kDeferred; }
+};
+INSTANTIATE_TEST_SUITE_P(, StoreCrashWhile,
+                         ::testing::Values(MergeMode::kInline, MergeMode::kDeferred));
+
+TEST_P(StoreCrashWhile, at_every_sync_no_acknowledged_change_is_lost) {
   FaultEnv whole;
   run(&whole, random_ops(kSeed, kOps));
   const uint64_t syncs = whole.sync_count();
@@ -135,7 +143,7 @@ TEST(StoreCrash, at_every_sync_no_acknowledged_change_is_lost) {
   crash_everywhere(syncs, 1, 6, [](FaultEnv& env, uint64_t point) { env.stop_after_sync(point); });
 }
 
-TEST(StoreCrash, at_every_write_no_acknowledged_change_is_lost) {
+TEST_P(StoreCrashWhile, at_every_write_no_acknowledged_change_is_lost) {
   FaultEnv whole;
   run(&whole, random_ops(kSeed, kOps));
   const uint64_t operations = whole.operation_count();
