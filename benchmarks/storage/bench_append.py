@@ -1,7 +1,8 @@
 """Durable appends of 4 KiB rows against LMDB: each commit is on the disk when it returns.
 
 "commit of N rows" times every commit on its own; its median leaves out the one in some sixty that
-seals 64 MiB. "sustained" is all of it.
+seals 64 MiB. "sustained" is all of it. "longest commit" is what a writer waits at worst when its
+segments become so many that they are merged, by a thread beside it or by itself.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import lmdb
 import numpy as np
 
 from benchmarks.harness import Bench, Case
-from megacontext_ext import Store
+from megacontext_ext import Store, StoreOptions
 
 TESTS = "tests/ext/test_store.py"
 ROW_BYTES = 4096
@@ -45,6 +46,8 @@ def run(bench: Bench) -> None:
             _run_commits(bench, directory, pages)
     with scratch() as directory:
         _run_sustained(bench, directory)
+    with scratch() as directory:
+        _run_merging(bench, directory)
     with scratch() as directory:
         _run_limit(bench, directory)
 
@@ -133,6 +136,33 @@ def _run_sustained(bench: Bench, directory: Path) -> None:
     bench.record_ratio("sustained vs LMDB", statistics.median(theirs) / statistics.median(ours))
     store.close()
     peer.close()
+
+
+def _run_merging(bench: Bench, directory: Path) -> None:
+    """Commits until segments have been merged twice over."""
+    rows = np.random.default_rng(0).integers(0, 256, (256, ROW_BYTES), np.uint8)
+    # Smoke: the same with small segments.
+    unsealed, commits = (4 << 20, 48) if bench.smoke else (64 << 20, 768)
+    longest = {}
+    for merges in ("inline", "beside"):
+        options = StoreOptions(unsealed_bytes=unsealed, merges=merges)
+        with Store.create(directory / merges, {"model": "bench"}, options) as store:
+            store.add_partition("rows")
+            store.define_rows("page", 0, "u8", ROW_BYTES)
+            store.append_tokens(0, np.zeros(commits * len(rows), np.uint32))
+            store.checkpoint()
+            seconds = []
+            for number in range(commits):
+                began = time.perf_counter()
+                store.put_rows("page", 0, number * len(rows), rows)
+                store.commit()
+                seconds.append(time.perf_counter() - began)
+        longest[merges] = max(seconds)
+        case = Case("longest commit", {"commits": commits}, rows.nbytes)
+        bench.record(case, f"merges {merges}", [longest[merges]])
+    bench.record_ratio(
+        "longest commit, merged inline over beside", longest["inline"] / longest["beside"]
+    )
 
 
 def _run_limit(bench: Bench, directory: Path) -> None:
