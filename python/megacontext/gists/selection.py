@@ -17,6 +17,7 @@ from torch import Tensor
 
 # No head keeps more than this many times the mean, and none less than the mean over it.
 SPREAD = 4
+QUERIES_AT_ONCE = 32  # whose scores stay in the cache of a core
 
 
 class KeptRows(NamedTuple):
@@ -44,11 +45,19 @@ def expected_mass(queries: Tensor, keys: Tensor, earlier: Tensor, recent: Tensor
     (heads, count), asks = keys.shape[1:3], queries.shape[2]
     group = queries.shape[1] // heads
     asked = queries.unflatten(1, (heads, group)) * queries.shape[-1] ** -0.5
-    everything = torch.cat((keys, earlier, recent), 2)[:, :, None]
-    scores = (asked @ everything.mT).float()
-    unseen = torch.ones(asks, asks, dtype=torch.bool, device=scores.device).triu(1)
-    scores[..., -asks:].masked_fill_(unseen, float("-inf"))
-    return scores.softmax(-1)[..., :count].sum((2, 3))
+    always = torch.cat((keys, earlier), 2)
+    mass = torch.zeros(keys.shape[:3], device=keys.device)
+    for start in range(0, asks, QUERIES_AT_ONCE):
+        end = min(start + QUERIES_AT_ONCE, asks)
+        seen = torch.cat((always, recent[:, :, :end]), 2)
+        scores = (asked[:, :, :, start:end].flatten(2, 3) @ seen.mT).float()
+        unseen = torch.ones(end - start, end - start, dtype=torch.bool, device=keys.device).triu(1)
+        own = scores[..., -(end - start) :].unflatten(2, (group, end - start))
+        own.masked_fill_(unseen, float("-inf"))
+        scores.sub_(scores.amax(-1, keepdim=True)).exp_()
+        weights = scores.sum(-1, keepdim=True).reciprocal_()
+        mass += (weights.mT @ scores[..., :count])[:, :, 0]
+    return mass
 
 
 def choose_rows(mass: Tensor, total: int) -> KeptRows:
