@@ -77,7 +77,7 @@ def emulated_ops() -> Any:
     return _emulated_ops()
 
 
-KERNEL_DEVICES = ["cpu_portable", "cpu_avx2", "cpu_avx512", "cuda_emu", "cuda"]
+KERNEL_DEVICES = ["cpu_portable", "cpu_avx2", "cpu_avx512", "cpu_amx", "cuda_emu", "cuda"]
 
 
 def _open_device(name: str) -> Iterator[KernelDevice]:
@@ -101,7 +101,7 @@ def _open_device(name: str) -> Iterator[KernelDevice]:
 
 @pytest.fixture(params=KERNEL_DEVICES)
 def device(request: pytest.FixtureRequest) -> Iterator[KernelDevice]:
-    """Every way to run a kernel: three CPU levels, CUDA source emulated, CUDA."""
+    """Every way to run a kernel: four CPU levels, CUDA source emulated, CUDA."""
     yield from _open_device(request.param)
 
 
@@ -111,7 +111,7 @@ def wrapper_device(request: pytest.FixtureRequest) -> Iterator[KernelDevice]:
     yield from _open_device(request.param)
 
 
-@pytest.fixture(params=["portable", "avx2", "avx512"])
+@pytest.fixture(params=["portable", "avx2", "avx512", "amx"])
 def cpu_level(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set of the CPU kernels that this machine has."""
     for device in _open_device("cpu_" + request.param):

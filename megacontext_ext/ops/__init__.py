@@ -32,7 +32,7 @@ from megacontext_ext.ops.score_topk import score_beam, score_topk, score_topk_at
 
 _load.load()
 
-_CPU_LEVELS = ("portable", "avx2", "avx512")
+_CPU_LEVELS = ("portable", "avx2", "avx512", "amx")
 
 __all__ = [
     "BlockEncoderLayer",
@@ -66,7 +66,7 @@ __all__ = [
 
 
 def cpu_level() -> str:
-    """Instruction set that the CPU kernels use: "portable", "avx2" or "avx512"."""
+    """Instruction set that the CPU kernels use: "portable", "avx2", "avx512" or "amx"."""
     return _CPU_LEVELS[torch.ops.megacontext.cpu_level()]
 
 

@@ -17,17 +17,19 @@ bool cpu_has(CpuLevel level) {
     case CpuLevel::kPortable: return true;
     case CpuLevel::kAvx2: return avx2;
     case CpuLevel::kAvx512: return avx512;
+    case CpuLevel::kAmx: return avx512 && cpu_allows_amx();
   }
   return false;
 }
 
 CpuLevel detect() {
+  constexpr CpuLevel kLevels[] = {CpuLevel::kPortable, CpuLevel::kAvx2, CpuLevel::kAvx512,
+                                  CpuLevel::kAmx};
   CpuLevel best = CpuLevel::kPortable;
-  if (cpu_has(CpuLevel::kAvx2)) best = CpuLevel::kAvx2;
-  if (cpu_has(CpuLevel::kAvx512)) best = CpuLevel::kAvx512;
+  for (CpuLevel level : kLevels) best = cpu_has(level) ? level : best;
   const char* wanted = std::getenv("MC_CPU_LEVEL");
   if (wanted == nullptr || *wanted == '\0') return best;
-  for (CpuLevel level : {CpuLevel::kPortable, CpuLevel::kAvx2, CpuLevel::kAvx512}) {
+  for (CpuLevel level : kLevels) {
     if (cpu_level_name(level) == wanted && cpu_has(level)) return level;
   }
   std::fprintf(stderr, "megacontext: MC_CPU_LEVEL=%s is unknown or not available, using %s\n",
@@ -51,6 +53,7 @@ std::string_view cpu_level_name(CpuLevel level) {
     case CpuLevel::kPortable: return "portable";
     case CpuLevel::kAvx2: return "avx2";
     case CpuLevel::kAvx512: return "avx512";
+    case CpuLevel::kAmx: return "amx";
   }
   return "unknown";
 }

@@ -41,6 +41,7 @@
 // Runs `call` (say gist_pool_cpu(exec, args)) from the namespace of the current level.
 #define MC_FOR_CPU_LEVEL(call)                             \
   switch (::mc::cpu_level()) {                             \
+    case ::mc::CpuLevel::kAmx:                             \
     case ::mc::CpuLevel::kAvx512: avx512::call; break;     \
     case ::mc::CpuLevel::kAvx2: avx2::call; break;         \
     case ::mc::CpuLevel::kPortable: portable::call; break; \

@@ -1,8 +1,38 @@
 #include "kernels/focused_attention/cpu_rows.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <limits>
 
 namespace mc::focused {
+
+ReadList read_list(const FocusedAttention& in, int64_t query_block, int64_t kv_head) {
+  const int64_t list =
+      kv_head * in.plan_heads() / in.kv_heads() * in.query_block_count() + query_block;
+  const int64_t count = in.counts.as<int32_t>()[list];
+  return {in.blocks.as<int32_t>() + list * in.list_capacity(), count, count > in.list_capacity()};
+}
+
+void RowStore::store(int64_t query, int64_t head, const RowSums& row) const {
+  constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+  const int64_t width = in_.width(), at = query * in_.query_heads() + head;
+  float max = row.max, sum = row.sum, kept = 1.0f;
+  if (in_.sink.defined()) {
+    const float sink = in_.sink.as<float>()[head] * kLog2e;
+    const float top = std::max(max, sink);
+    kept = max == top ? 1.0f : std::exp2(max - top);
+    sum = sum * kept + (top == kMinusInfinity ? 0.0f : std::exp2(sink - top));
+    max = top;
+  }
+  float factor = sum == 0.0f ? 0.0f : kept / sum;
+  if (row.cut) factor = std::numeric_limits<float>::quiet_NaN();
+  ops_.from_f32(row.sums, out_.dtype, width, out_.as<char>() + at * width * dtype_bytes(out_.dtype),
+                factor);
+  lse_.as<float>()[at] = row.cut       ? factor
+                         : sum == 0.0f ? kMinusInfinity
+                                       : max / kLog2e + std::log(sum);
+}
 
 BlockGroup RowLoader::group(const int32_t* list, int64_t first, int64_t count) const {
   BlockGroup group;
@@ -128,7 +158,7 @@ void RowLoader::announce(const BlockGroup& group, int64_t kv_head, int64_t steps
                          Ahead* ahead) const {
   const int64_t bytes = dtype_bytes(in_.keys.dtype), row_bytes = in_.width() * bytes;
   const int64_t table_bytes = in_.key_rope.defined() ? kBlockPlaces * in_.rope_width() * 4 : 0;
-  ahead->count = ahead->next_line = 0;
+  ahead->count = ahead->next_row = ahead->next_line = 0;
   ahead->row_lines = row_bytes / Ahead::kLineBytes;
   for (int64_t i = 0; i < group.count; ++i) {
     const int32_t* rows = in_.rows.as<int32_t>() + group.block[i] * kBlockPlaces;

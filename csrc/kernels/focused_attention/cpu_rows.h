@@ -48,6 +48,35 @@ struct BlockGroup {
   int64_t places() const { return count * kBlockPlaces; }
 };
 
+// What one query block reads with one KV head.
+struct ReadList {
+  const int32_t* blocks;
+  int64_t count;
+  bool cut;  // longer than its capacity: the answer is NaN
+};
+ReadList read_list(const FocusedAttention& in, int64_t query_block, int64_t kv_head);
+
+// One row at the end of its list.
+struct RowSums {
+  const float* sums;  // [E] of weights times values
+  float max, sum;     // log2; of weights
+  bool cut;
+};
+
+class RowStore {
+ public:
+  RowStore(const FocusedAttention& in, const TileOps& ops, const TensorView& out,
+           const TensorView& lse)
+      : in_(in), ops_(ops), out_(out), lse_(lse) {}
+  // Joins the learned sink, divides, writes out and lse.
+  void store(int64_t query, int64_t head, const RowSums& row) const;
+
+ private:
+  const FocusedAttention& in_;
+  const TileOps& ops_;
+  const TensorView &out_, &lse_;
+};
+
 class RowLoader {
  public:
   RowLoader(const FocusedAttention& in, const TileOps& ops) : in_(in), ops_(ops) {}

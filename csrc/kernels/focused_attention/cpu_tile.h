@@ -22,13 +22,15 @@ struct Ahead {
   int64_t count = 0;
   int64_t row_lines = 1;
   int64_t lines_a_step = 0;
-  int64_t next_line = 0;
+  int64_t next_row = 0, next_line = 0;  // the line within the row
 
   void ask() {
-    const int64_t end = next_line + lines_a_step, last = count * row_lines;
-    for (; next_line < end && next_line < last; ++next_line) {
-      const char* row = rows[next_line / row_lines];
-      __builtin_prefetch(row + next_line % row_lines * kLineBytes, 0, 3);
+    for (int64_t i = 0; i < lines_a_step && next_row < count; ++i) {
+      __builtin_prefetch(rows[next_row] + next_line * kLineBytes, 0, 3);
+      if (++next_line == row_lines) {
+        next_line = 0;
+        ++next_row;
+      }
     }
   }
 };

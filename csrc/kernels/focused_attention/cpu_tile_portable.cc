@@ -138,6 +138,7 @@ const TileOps kTileOpsPortable = {
 
 const TileOps& tile_ops() {
   switch (cpu_level()) {
+    case CpuLevel::kAmx:
     case CpuLevel::kAvx512: return kTileOpsAvx512;
     case CpuLevel::kAvx2: return kTileOpsAvx2;
     case CpuLevel::kPortable: break;

@@ -75,15 +75,12 @@ class KvHead {
     const int32_t* starts = in_.query_starts.as<int32_t>() + i;
     first_ = starts[0];
     queries_ = starts[1] - first_;
-    const int64_t list = kv_head_ * in_.plan_heads() / in_.kv_heads() * in_.query_block_count() + i;
-    const int64_t count = in_.counts.as<int32_t>()[list];
-    const bool cut = count > in_.list_capacity();
-    const int32_t* blocks = in_.blocks.as<int32_t>() + list * in_.list_capacity();
+    const ReadList list = read_list(in_, i, kv_head_);
     load_rows();
-    for (int64_t j = 0; j < count && !cut; j += kGroupBlocks) {
-      block_group(load_.group(blocks, j, count));
+    for (int64_t j = 0; j < list.count && !list.cut; j += kGroupBlocks) {
+      block_group(load_.group(list.blocks, j, list.count));
     }
-    store_queries(cut ? std::numeric_limits<float>::quiet_NaN() : 1.0f);
+    store_queries(list.cut ? std::numeric_limits<float>::quiet_NaN() : 1.0f);
   }
 
   void load_rows() {

@@ -1,10 +1,10 @@
 // Forward on CPU. One task is one query block and one KV head: the rows of all its query heads run
 // over the list together, so that each tile of keys is gathered, rotated and transposed once.
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <limits>
 
+#include "kernels/common/cpu_level.h"
 #include "kernels/focused_attention/cpu_rows.h"
 
 namespace mc::focused {
@@ -34,29 +34,29 @@ struct Scratch {
 
 class QueryBlock {
  public:
-  QueryBlock(const FocusedAttention& in, const TileOps& ops, Scratch& scratch, bool pairs)
-      : in_(in), ops_(ops), load_(in, ops), s_(scratch), pairs_(pairs) {}
+  QueryBlock(const FocusedAttention& in, const RowStore& store, Scratch& scratch, bool pairs)
+      : in_(in), ops_(tile_ops()), load_(in, ops_), store_(store), s_(scratch), pairs_(pairs) {}
 
-  void run(int64_t query_block, int64_t kv_head, const TensorView& out, const TensorView& lse) {
+  void run(int64_t query_block, int64_t kv_head) {
     const int32_t* starts = in_.query_starts.as<int32_t>() + query_block;
     first_ = starts[0];
     queries_ = starts[1] - first_;
     kv_head_ = kv_head;
-    const int64_t list =
-        kv_head * in_.plan_heads() / in_.kv_heads() * in_.query_block_count() + query_block;
-    const int64_t count = in_.counts.as<int32_t>()[list];
+    const ReadList list = read_list(in_, query_block, kv_head);
     load_queries();
-    if (count <= in_.list_capacity()) {
-      const int32_t* blocks = in_.blocks.as<int32_t>() + list * in_.list_capacity();
-      BlockGroup group = load_.group(blocks, 0, count);
-      for (int64_t i = 0; i < count; i += kGroupBlocks) {
-        const BlockGroup next = load_.group(blocks, i + kGroupBlocks, count);
+    if (!list.cut) {
+      BlockGroup group = load_.group(list.blocks, 0, list.count);
+      for (int64_t i = 0; i < list.count; i += kGroupBlocks) {
+        const BlockGroup next = load_.group(list.blocks, i + kGroupBlocks, list.count);
         load_.announce(next, kv_head, steps(group.places()), &ahead_);
         attend(group);
         group = next;
       }
     }
-    finish(out, lse, count > in_.list_capacity());
+    for (int64_t row = 0; row < rows(); ++row) {
+      store_.store(query_of(row), head_of(row),
+                   {&s_.sums[row * in_.width()], s_.max[row], s_.sum[row], list.cut});
+    }
   }
 
  private:
@@ -153,31 +153,10 @@ class QueryBlock {
     }
   }
 
-  void finish(const TensorView& out, const TensorView& lse, bool cut) {
-    const int64_t width = in_.width(), bytes = dtype_bytes(out.dtype);
-    for (int64_t row = 0; row < rows(); ++row) {
-      const int64_t head = head_of(row), at = query_of(row) * in_.query_heads() + head;
-      float max = s_.max[row], sum = s_.sum[row], kept = 1.0f;
-      if (in_.sink.defined()) {
-        const float sink = in_.sink.as<float>()[head] * kLog2e;
-        const float top = std::max(max, sink);
-        kept = max == top ? 1.0f : std::exp2(max - top);
-        sum = sum * kept + (top == kMinusInfinity ? 0.0f : std::exp2(sink - top));
-        max = top;
-      }
-      float factor = sum == 0.0f ? 0.0f : kept / sum;
-      if (cut) factor = std::numeric_limits<float>::quiet_NaN();
-      ops_.from_f32(&s_.sums[row * width], out.dtype, width, out.as<char>() + at * width * bytes,
-                    factor);
-      lse.as<float>()[at] = cut           ? factor
-                            : sum == 0.0f ? kMinusInfinity
-                                          : max / kLog2e + std::log(sum);
-    }
-  }
-
   const FocusedAttention& in_;
   const TileOps& ops_;
   const RowLoader load_;
+  const RowStore& store_;
   Scratch& s_;
   const bool pairs_;
   int64_t first_ = 0, queries_ = 0, kv_head_ = 0;
@@ -186,17 +165,26 @@ class QueryBlock {
   alignas(64) float bias_[kGroupPlaces];
 };
 
+// Tiles take 16 queries of a head at once: with less than half of that they compute too much in
+// vain.
+bool pays_on_tiles(const FocusedAttention& in) {
+  constexpr int64_t kLeastQueries = 8;
+  return in.q.dtype == DType::kBF16 && in.query_count() >= kLeastQueries * in.query_block_count();
+}
+
 }  // namespace
 
 Status attend_cpu(const FocusedAttention& in, const TensorView& out, const TensorView& lse,
                   const Exec& exec) {
   const TileOps& ops = tile_ops();
+  if (cpu_level() == CpuLevel::kAmx && pays_on_tiles(in)) return attend_amx(in, out, lse, exec);
   const bool pairs = in.q.dtype == DType::kBF16 && ops.pair_gemm != nullptr;
   const int64_t kv_heads = in.kv_heads();
+  const RowStore store(in, ops, out, lse);
   exec.for_range(0, in.query_block_count() * kv_heads, 1, [&](int64_t begin, int64_t end) {
     Scratch scratch(in.query_tile * in.group(), in.width(), pairs);
-    QueryBlock task(in, ops, scratch, pairs);
-    for (int64_t i = begin; i < end; ++i) task.run(i / kv_heads, i % kv_heads, out, lse);
+    QueryBlock task(in, store, scratch, pairs);
+    for (int64_t i = begin; i < end; ++i) task.run(i / kv_heads, i % kv_heads);
   });
   return {};
 }

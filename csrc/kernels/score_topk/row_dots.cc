@@ -35,7 +35,7 @@ constexpr int64_t kStep = 32;
 
 // The element that a query holds at slot `slot` of its step, for bf16 rows.
 int64_t bf16_slot_element(int64_t slot, CpuLevel level) {
-  if (level == CpuLevel::kAvx512) return slot < 16 ? 2 * slot : 2 * (slot - 16) + 1;
+  if (level >= CpuLevel::kAvx512) return slot < 16 ? 2 * slot : 2 * (slot - 16) + 1;
   if (level == CpuLevel::kAvx2) {
     const int64_t half = slot / 16 * 16, in_half = slot % 16;
     return half + (in_half < 8 ? 2 * in_half : 2 * (in_half - 8) + 1);
@@ -201,6 +201,7 @@ void dots_avx512(const void* const* rows, const float* queries, int64_t query_st
 template <class T>
 RowDots row_dots_of() {
   switch (cpu_level()) {
+    case CpuLevel::kAmx:
     case CpuLevel::kAvx512: return &dots_avx512<T>;
     case CpuLevel::kAvx2: return &dots_avx2<T>;
     case CpuLevel::kPortable: break;

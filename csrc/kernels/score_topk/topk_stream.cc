@@ -164,6 +164,7 @@ MC_TARGET_AVX512 int64_t scan_avx512(const Scan& scan, int64_t begin, Sink& sink
 
 int64_t scan_from(const Scan& scan, int64_t begin, Sink& sink) {
   switch (cpu_level()) {
+    case CpuLevel::kAmx:
     case CpuLevel::kAvx512:
       if (scan.mode == kAll) return scan_avx512<kAll>(scan, begin, sink);
       if (scan.mode == kAtLeast) return scan_avx512<kAtLeast>(scan, begin, sink);

@@ -1,0 +1,246 @@
+// Forward on CPU with AMX tiles, for bf16. One task is one query block and one KV head, as in
+// focused_attention_cpu.cc; here its rows stand in columns of 16 queries (cpu_columns.h).
+#include <algorithm>
+#include <cfloat>
+#include <cstring>
+#include <limits>
+
+#include "kernels/focused_attention/cpu_columns.h"
+
+namespace mc::focused {
+namespace {
+
+constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+alignas(64) constexpr uint16_t kEmptyRow[kWidthMax] = {};
+
+int64_t columns_a_head(int64_t queries) {
+  return (queries + kColumn - 1) / kColumn;
+}
+
+struct Scratch {
+  Scratch(int64_t columns, int64_t width)
+      : queries(columns * kColumn * width / 2),
+        sums(columns * kColumn * width),
+        max(columns * kColumn),
+        sum(columns * kColumn),
+        rows_f32(kColumn * width),
+        rows_bf16(kColumn * width),
+        keys(kGroupPlaces * width),
+        values(kGroupPlaces * width / 2),
+        scores(kPanelColumns * kGroupPlaces * kColumn),
+        spread(kGroupPlaces * kColumn),
+        weights(kPanelColumns * kGroupPlaces / 2 * kColumn) {}
+
+  Aligned<uint32_t> queries;  // [columns][E / 2][16] pairs
+  Aligned<float> sums;        // [columns][E][16]
+  Aligned<float> max, sum;    // [columns][16]
+  Aligned<float> rows_f32;    // [16][E]
+  Aligned<uint16_t> rows_bf16, keys;
+  Aligned<uint32_t> values;
+  Aligned<float> scores, spread;
+  Aligned<uint32_t> weights;
+};
+
+class QueryColumns {
+ public:
+  QueryColumns(const FocusedAttention& in, const RowStore& store, Scratch& scratch)
+      : in_(in), ops_(tile_ops()), load_(in, ops_), store_(store), s_(scratch) {}
+
+  void run(int64_t query_block, int64_t kv_head) {
+    const int32_t* starts = in_.query_starts.as<int32_t>() + query_block;
+    first_ = starts[0];
+    queries_ = starts[1] - first_;
+    kv_head_ = kv_head;
+    const ReadList list = read_list(in_, query_block, kv_head);
+    for (int64_t i = 0; i < columns(); ++i) load_column(i);
+    if (!list.cut) {
+      BlockGroup group = load_.group(list.blocks, 0, list.count);
+      for (int64_t i = 0; i < list.count; i += kGroupBlocks) {
+        const BlockGroup next = load_.group(list.blocks, i + kGroupBlocks, list.count);
+        load_.announce(next, kv_head, columns() * group.places() / 2, &ahead_);
+        attend(group);
+        group = next;
+      }
+    }
+    for (int64_t i = 0; i < columns(); ++i) store_column(i, list.cut);
+  }
+
+ private:
+  int64_t head_columns() const { return columns_a_head(queries_); }
+  int64_t columns() const { return in_.group() * head_columns(); }
+  int64_t head_of(int64_t column) const { return kv_head_ * in_.group() + column / head_columns(); }
+  int64_t query_of(int64_t column) const { return first_ + column % head_columns() * kColumn; }
+  int64_t queries_in(int64_t column) const {
+    return std::min(kColumn, first_ + queries_ - query_of(column));
+  }
+
+  void load_column(int64_t column) {
+    const int64_t width = in_.width(), count = queries_in(column);
+    std::memset(s_.rows_f32.get(), 0, static_cast<size_t>(kColumn * width) * sizeof(float));
+    for (int64_t i = 0; i < count; ++i) {
+      load_.query_f32(query_of(column) + i, head_of(column), &s_.rows_f32[i * width]);
+    }
+    ops_.from_f32(s_.rows_f32.get(), DType::kBF16, kColumn * width, s_.rows_bf16.get(), 1.0f);
+    ops_.transpose(reinterpret_cast<const float*>(s_.rows_bf16.get()), kColumn, width / 2,
+                   width / 2, reinterpret_cast<float*>(&s_.queries[column * kColumn * width / 2]),
+                   kColumn);
+    std::memset(&s_.sums[column * kColumn * width], 0,
+                static_cast<size_t>(kColumn * width) * sizeof(float));
+    std::fill_n(&s_.max[column * kColumn], kColumn, kMinusInfinity);
+    std::fill_n(&s_.sum[column * kColumn], kColumn, 0.0f);
+  }
+
+  void store_column(int64_t column, bool cut) {
+    const int64_t width = in_.width();
+    ops_.transpose(&s_.sums[column * kColumn * width], width, kColumn, kColumn, s_.rows_f32.get(),
+                   width);
+    for (int64_t i = 0; i < queries_in(column); ++i) {
+      const int64_t row = column * kColumn + i;
+      store_.store(query_of(column) + i, head_of(column),
+                   {&s_.rows_f32[i * width], s_.max[row], s_.sum[row], cut});
+    }
+  }
+
+  void attend(const BlockGroup& group) {
+    for (int64_t i = 0; i < group.count; ++i) load_block(group.block[i], i);
+    masked_ = !group.all_full();
+    for (int64_t i = 0; i < group.count && masked_; ++i) load_reach(group, i);
+    bias_head_ = -1;
+    for (int64_t head = 0; head < in_.group(); ++head) {
+      const float* bias = bias_of(group, kv_head_ * in_.group() + head);
+      const int64_t first = head * head_columns(), end = first + head_columns();
+      for (int64_t column = first; column < end; column += kPanelColumns) {
+        attend_panel(group, column, std::min(kPanelColumns, end - column), bias);
+      }
+    }
+  }
+
+  void load_block(int64_t block, int64_t i) {
+    const int64_t width = in_.width();
+    const int32_t* rows = in_.rows.as<int32_t>() + block * kBlockPlaces;
+    const uint16_t *keys[kBlockPlaces], *values[kBlockPlaces];
+    for (int64_t j = 0; j < kBlockPlaces; ++j) {
+      const int64_t offset = load_.row_offset(rows[j], kv_head_);
+      keys[j] = rows[j] < 0 ? kEmptyRow : in_.keys.as<uint16_t>() + offset;
+      values[j] = rows[j] < 0 ? kEmptyRow : in_.values.as<uint16_t>() + offset;
+    }
+    transpose_values(values, width, &s_.values[i * kBlockPlaces * width / 2]);
+    uint16_t* gathered = &s_.keys[i * kBlockPlaces * width];
+    if (in_.key_rope.defined()) {
+      rotate_keys(keys, load_.key_table(block, 0), in_.rope_width(), width, gathered);
+      key_tiles_[2 * i] = gathered;
+      key_tiles_[2 * i + 1] = gathered + kColumn * width;
+      return;
+    }
+    for (int64_t half = 0; half < 2; ++half) {
+      key_tiles_[2 * i + half] = key_tile(keys + half * kColumn, gathered + half * kColumn * width);
+    }
+  }
+
+  // Sixteen keys one behind the other: where they lie, or gathered.
+  const uint16_t* key_tile(const uint16_t* const* rows, uint16_t* gathered) const {
+    const int64_t width = in_.width();
+    bool together = true;
+    for (int64_t j = 1; j < kColumn; ++j) together &= rows[j] == rows[0] + j * width;
+    if (together) return rows[0];
+    for (int64_t j = 0; j < kColumn; ++j) {
+      std::memcpy(gathered + j * width, rows[j], static_cast<size_t>(width) * sizeof(uint16_t));
+    }
+    return gathered;
+  }
+
+  void load_reach(const BlockGroup& group, int64_t i) {
+    int32_t *first = seen_first_ + i * kBlockPlaces, *last = seen_last_ + i * kBlockPlaces;
+    const int64_t at = group.block[i] * kBlockPlaces;
+    const bool timed = in_.causal() && !group.full[i];
+    reach_of_places(in_.rows.as<int32_t>() + at, timed ? in_.positions.as<int32_t>() + at : nullptr,
+                    first, last);
+  }
+
+  // Bias is added by the product itself, which starts from it; after a cap it cannot be.
+  bool bias_after() const { return in_.softcap > 0.0f || !(in_.scale >= FLT_MIN); }
+
+  const float* bias_of(const BlockGroup& group, int64_t head) {
+    if (!in_.bias.defined()) return nullptr;
+    const int64_t bias_head = head * in_.bias_heads() / in_.query_heads();
+    if (bias_head != bias_head_) {
+      load_.bias(group, bias_head, bias_);
+      if (!bias_after()) {
+        spread_bias(bias_, group.places(), 1.0f / (in_.scale * kLog2e), s_.spread.get());
+      }
+    }
+    bias_head_ = bias_head;
+    return bias_;
+  }
+
+  void attend_panel(const BlockGroup& group, int64_t column, int64_t columns, const float* bias) {
+    const int64_t width = in_.width(), places = group.places(), at = column * kColumn;
+    const bool starts_from_bias = bias != nullptr && !bias_after();
+    const Panel panel{places,
+                      width,
+                      columns,
+                      key_tiles_,
+                      starts_from_bias ? s_.spread.get() : nullptr,
+                      &s_.queries[at * width / 2],
+                      s_.scores.get(),
+                      s_.weights.get(),
+                      s_.values.get(),
+                      &s_.sums[at * width]};
+    score_panel(panel);
+    for (int64_t i = 0; i < columns; ++i) {
+      soften(column + i, i, places, starts_from_bias ? nullptr : bias);
+    }
+    add_values_panel(panel);
+  }
+
+  void soften(int64_t column, int64_t i, int64_t places, const float* bias) {
+    alignas(64) int32_t position[kColumn] = {}, oldest[kColumn] = {};
+    if (masked_ && in_.causal()) {
+      const int32_t* now = in_.query_positions.as<int32_t>() + query_of(column);
+      for (int64_t j = 0; j < queries_in(column); ++j) {
+        position[j] = now[j];
+        const int64_t back = in_.window > 0 ? int64_t{now[j]} - in_.window + 1 : 0;
+        oldest[j] = static_cast<int32_t>(std::max<int64_t>(back, 0));
+      }
+    }
+    alignas(64) float factor[kColumn];
+    const bool grown = softmax_column(
+        {places, &s_.scores[i * kGroupPlaces * kColumn],
+         &s_.weights[i * kGroupPlaces / 2 * kColumn], masked_ ? seen_first_ : nullptr,
+         masked_ ? seen_last_ : nullptr, position, oldest, bias, in_.scale, in_.softcap,
+         &s_.max[column * kColumn], &s_.sum[column * kColumn], &ahead_},
+        factor);
+    if (grown) scale_column(&s_.sums[column * kColumn * in_.width()], in_.width(), factor);
+  }
+
+  const FocusedAttention& in_;
+  const TileOps& ops_;
+  const RowLoader load_;
+  const RowStore& store_;
+  Scratch& s_;
+  int64_t first_ = 0, queries_ = 0, kv_head_ = 0;
+  Ahead ahead_;
+  bool masked_ = false;
+  int64_t bias_head_ = -1;  // whose bias lies in bias_
+  const uint16_t* key_tiles_[kKeyTiles];
+  alignas(64) int32_t seen_first_[kGroupPlaces], seen_last_[kGroupPlaces];
+  alignas(64) float bias_[kGroupPlaces];
+};
+
+}  // namespace
+
+Status attend_amx(const FocusedAttention& in, const TensorView& out, const TensorView& lse,
+                  const Exec& exec) {
+  const int64_t kv_heads = in.kv_heads();
+  const RowStore store(in, tile_ops(), out, lse);
+  exec.for_range(0, in.query_block_count() * kv_heads, 1, [&](int64_t begin, int64_t end) {
+    Scratch scratch(columns_a_head(in.query_tile) * in.group(), in.width());
+    QueryColumns task(in, store, scratch);
+    hold_tiles();
+    for (int64_t i = begin; i < end; ++i) task.run(i / kv_heads, i % kv_heads);
+    release_tiles();
+  });
+  return {};
+}
+
+}  // namespace mc::focused
