@@ -23,18 +23,25 @@ struct Panel {
   const float* bias;            // [places][16] what scores start from, or nullptr: 0
   const uint32_t* queries;      // [columns][E / 2][16] pairs of bf16
   float* scores;                // [columns][kGroupPlaces][16]
-  const uint32_t* weights;      // [columns][kGroupPlaces / 2][16] pairs of bf16
+  const uint32_t* weights;      // [columns][kGroupPlaces][16], half used: pairs of bf16
   const uint32_t* values;       // [places / 32][E][16] pairs of bf16: transposed
   float* sums;                  // [columns][E][16]
+  Ahead* ahead;
 };
+
+// How often products and softmax of a panel ask for memory ahead.
+inline constexpr int64_t kAskPlaces = 8;
+constexpr int64_t asks_of_panel(int64_t columns, int64_t places, int64_t width) {
+  return 2 * (places / 32) * (width / 32) + columns * places / kAskPlaces;
+}
 
 // One column of scores on its way through softmax.
 struct ColumnSoftmax {
   int64_t places;
-  float* scores;            // [places][16] in; overwritten
-  uint32_t* weights;        // [places / 2][16] out: exp2(score - max) as pairs of bf16
-  const int32_t* first;     // [places] a query sees a place when it is at `first` or later,
-  const int32_t* last;      // [places] and reaches back to `last` or earlier; nullptr: sees all
+  float* scores;         // [places][16] in
+  uint32_t* weights;     // [places / 2][16] out: exp2(score - max) as pairs of bf16; may be scores
+  const int32_t* first;  // [places] a query sees a place when it is at `first` or later,
+  const int32_t* last;   // [places] and reaches back to `last` or earlier; nullptr: sees all
   const int32_t* position;  // [16] of the queries
   const int32_t* oldest;    // [16] how far back they reach
   const float* bias;        // [places] times log2(e), added after the cap, or nullptr

@@ -50,30 +50,6 @@ inline V load_bf16(const uint16_t* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 
-inline void transpose_16x16(V* r) {
-  V t[16];
-  for (int i = 0; i < 8; ++i) {
-    t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
-    t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
-  }
-  for (int i = 0; i < 4; ++i) {
-    r[4 * i] = _mm512_shuffle_ps(t[4 * i], t[4 * i + 2], 0x44);
-    r[4 * i + 1] = _mm512_shuffle_ps(t[4 * i], t[4 * i + 2], 0xee);
-    r[4 * i + 2] = _mm512_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0x44);
-    r[4 * i + 3] = _mm512_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0xee);
-  }
-  for (int i = 0; i < 4; ++i) {
-    t[i] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0x88);
-    t[i + 4] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0xdd);
-    t[i + 8] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0x88);
-    t[i + 12] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0xdd);
-  }
-  for (int i = 0; i < 8; ++i) {
-    r[i] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0x88);
-    r[i + 8] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0xdd);
-  }
-}
-
 // Tiles 0 to 3 hold results, 4 and 5 the left operands, 6 and 7 the right ones.
 template <bool kTwo>
 inline void multiply_add(const void* left, int64_t left_row, const void* left_next,
@@ -110,6 +86,7 @@ void score_columns(const Panel& p) {
     }
     const uint16_t *key = p.keys[place / 16], *next = p.keys[place / 16 + 1];
     for (int64_t k = 0; k < steps; ++k) {
+      p.ahead->ask();
       multiply_add<kTwo>(key + 32 * k, row_bytes, next + 32 * k, p.queries + k * kTileWords,
                          next_queries + k * kTileWords);
     }
@@ -124,7 +101,7 @@ void score_columns(const Panel& p) {
 
 template <bool kTwo>
 void add_values_columns(const Panel& p) {
-  const uint32_t* next_weights = p.weights + kGroupPlaces / 2 * kColumn;
+  const uint32_t* next_weights = p.weights + kGroupPlaces * kColumn;
   float* next_sums = p.sums + p.width * kColumn;
   for (int64_t e = 0; e < p.width; e += 32) {
     const int64_t at = e * kColumn;
@@ -136,6 +113,7 @@ void add_values_columns(const Panel& p) {
     }
     for (int64_t k = 0; k < p.places / 32; ++k) {
       const uint32_t* values = p.values + (k * p.width + e) * kColumn;
+      p.ahead->ask();
       multiply_add<kTwo>(values, kRowBytes, values + kTileWords, p.weights + k * kTileWords,
                          next_weights + k * kTileWords);
     }
@@ -206,7 +184,7 @@ V weigh(const ColumnSoftmax& c, V scale, V anchor) {
     }
     const auto both = (__m512i)_mm512_cvtne2ps_pbh(weight[1], weight[0]);
     _mm512_store_si512(c.weights + place / 2 * kColumn, _mm512_permutexvar_epi16(pairs, both));
-    c.ahead->ask();
+    if (place % kAskPlaces == 0) c.ahead->ask();
   }
   return _mm512_add_ps(sum[0], sum[1]);
 }
@@ -266,22 +244,33 @@ void scale_column(float* sums, int64_t width, const float* factor) {
   }
 }
 
+// A register takes 8 values of four rows, 8 rows apart; within its lanes of 128 bits these stand
+// transposed after three rounds of unpacking.
 void transpose_values(const uint16_t* const* rows, int64_t width, uint32_t* to) {
-  for (int64_t e = 0; e < width; e += 32) {
-    V low[16], high[16];
-    for (int i = 0; i < 16; ++i) {
-      const __m512i even = _mm512_loadu_si512(rows[2 * i] + e);
-      const __m512i odd = _mm512_loadu_si512(rows[2 * i + 1] + e);
-      low[i] = _mm512_castsi512_ps(_mm512_unpacklo_epi16(even, odd));
-      high[i] = _mm512_castsi512_ps(_mm512_unpackhi_epi16(even, odd));
+  for (int64_t e = 0; e < width; e += 8, to += 8 * kColumn) {
+    const auto eight = [&](int row) {
+      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[row] + e));
+    };
+    __m512i r[8], t[8];
+    for (int i = 0; i < 8; ++i) {
+      r[i] = _mm512_castsi128_si512(eight(i));
+      r[i] = _mm512_mask_broadcast_i32x4(r[i], 0x00f0, eight(8 + i));
+      r[i] = _mm512_mask_broadcast_i32x4(r[i], 0x0f00, eight(16 + i));
+      r[i] = _mm512_mask_broadcast_i32x4(r[i], 0xf000, eight(24 + i));
     }
-    transpose_16x16(low);
-    transpose_16x16(high);
-    // Unpacking works in lanes of 128 bits: `low` has columns 0-3, 8-11, 16-19 and 24-27.
-    for (int i = 0; i < 16; ++i) {
-      const int64_t column = e + i / 4 * 8 + i % 4;
-      _mm512_store_ps(to + column * kColumn, low[i]);
-      _mm512_store_ps(to + (column + 4) * kColumn, high[i]);
+    for (int i = 0; i < 8; i += 2) {
+      t[i] = _mm512_unpacklo_epi16(r[i], r[i + 1]);
+      t[i + 1] = _mm512_unpackhi_epi16(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+      r[i] = _mm512_unpacklo_epi32(t[i], t[i + 2]);
+      r[i + 1] = _mm512_unpackhi_epi32(t[i], t[i + 2]);
+      r[i + 2] = _mm512_unpacklo_epi32(t[i + 1], t[i + 3]);
+      r[i + 3] = _mm512_unpackhi_epi32(t[i + 1], t[i + 3]);
+    }
+    for (int i = 0; i < 4; ++i) {
+      _mm512_store_si512(to + 2 * i * kColumn, _mm512_unpacklo_epi64(r[i], r[i + 4]));
+      _mm512_store_si512(to + (2 * i + 1) * kColumn, _mm512_unpackhi_epi64(r[i], r[i + 4]));
     }
   }
 }

@@ -42,8 +42,9 @@ BlockGroup RowLoader::group(const int32_t* list, int64_t first, int64_t count) c
     group.full[i] = (listed & kFullBlock) != 0;
     group.block[i] = listed & (kFullBlock - 1);
     const int32_t* rows = in_.rows.as<int32_t>() + group.block[i] * kBlockPlaces;
-    uint32_t filled = 0;
-    for (int64_t j = 0; j < kBlockPlaces; ++j) {
+    group.start[i] = start_of(rows);
+    uint32_t filled = group.start[i] >= 0 ? ~0u : 0;
+    for (int64_t j = 0; j < kBlockPlaces && group.start[i] < 0; ++j) {
       filled |= static_cast<uint32_t>(rows[j] >= 0) << j;
     }
     group.filled[i] = filled;
@@ -51,9 +52,17 @@ BlockGroup RowLoader::group(const int32_t* list, int64_t first, int64_t count) c
   return group;
 }
 
+// Rows one behind the other lie so in memory too, within a page.
+int64_t RowLoader::start_of(const int32_t* rows) const {
+  int32_t apart = 0;
+  for (int32_t j = 0; j < kBlockPlaces; ++j) apart |= (rows[j] - j) ^ rows[0];
+  const bool in_page = (rows[0] & (in_.page_rows() - 1)) + kBlockPlaces <= in_.page_rows();
+  return apart == 0 && rows[0] >= 0 && in_page ? rows[0] : -1;
+}
+
 int64_t RowLoader::row_offset(int64_t row, int64_t kv_head) const {
-  const int64_t page_rows = in_.page_rows();
-  return ((row / page_rows * in_.kv_heads() + kv_head) * page_rows + row % page_rows) * in_.width();
+  const int64_t page = row >> page_shift_, slot = row & (in_.page_rows() - 1);
+  return (((page * in_.kv_heads() + kv_head) << page_shift_) + slot) * in_.width();
 }
 
 void RowLoader::row_f32(const TensorView& pool, int32_t row, int64_t kv_head, float* to) const {
@@ -158,22 +167,24 @@ void RowLoader::announce(const BlockGroup& group, int64_t kv_head, int64_t steps
                          Ahead* ahead) const {
   const int64_t bytes = dtype_bytes(in_.keys.dtype), row_bytes = in_.width() * bytes;
   const int64_t table_bytes = in_.key_rope.defined() ? kBlockPlaces * in_.rope_width() * 4 : 0;
-  ahead->count = ahead->next_row = ahead->next_line = 0;
-  ahead->row_lines = row_bytes / Ahead::kLineBytes;
+  ahead->count = ahead->lines = ahead->next_span = ahead->next_line = 0;
+  const auto add_rows = [&](int64_t row, int64_t rows) {
+    const int64_t offset = row_offset(row, kv_head) * bytes;
+    ahead->add(in_.keys.as<char>() + offset, rows * row_bytes);
+    ahead->add(in_.values.as<char>() + offset, rows * row_bytes);
+  };
   for (int64_t i = 0; i < group.count; ++i) {
+    if (table_bytes > 0) ahead->add(key_table(group.block[i], 0), table_bytes);
+    if (group.start[i] >= 0) {
+      add_rows(group.start[i], kBlockPlaces);
+      continue;
+    }
     const int32_t* rows = in_.rows.as<int32_t>() + group.block[i] * kBlockPlaces;
-    const char* table =
-        table_bytes > 0 ? reinterpret_cast<const char*>(key_table(group.block[i], 0)) : nullptr;
-    for (int64_t at = 0; at < table_bytes; at += row_bytes)
-      ahead->rows[ahead->count++] = table + at;
     for (int64_t j = 0; j < kBlockPlaces; ++j) {
-      if (rows[j] < 0) continue;
-      const int64_t offset = row_offset(rows[j], kv_head) * bytes;
-      ahead->rows[ahead->count++] = in_.keys.as<char>() + offset;
-      ahead->rows[ahead->count++] = in_.values.as<char>() + offset;
+      if (rows[j] >= 0) add_rows(rows[j], 1);
     }
   }
-  ahead->lines_a_step = (ahead->count * ahead->row_lines + steps - 1) / steps;
+  ahead->lines_a_step = (ahead->lines + steps - 1) / steps;
 }
 
 }  // namespace mc::focused

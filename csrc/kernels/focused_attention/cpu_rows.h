@@ -1,6 +1,7 @@
 // Loads tiles of keys and values on CPU: gathers rows of the pools, rotates, transposes.
 #pragma once
 
+#include <bit>
 #include <cstdlib>
 #include <memory>
 
@@ -39,6 +40,7 @@ struct BlockGroup {
   int64_t block[kGroupBlocks];  // numbers without the flag
   bool full[kGroupBlocks];
   uint32_t filled[kGroupBlocks];  // bit masks of non-empty places
+  int64_t start[kGroupBlocks];    // row of the first place, when the 32 rows lie together; or -1
   bool all_full() const {
     for (int64_t i = 0; i < count; ++i) {
       if (!full[i]) return false;
@@ -79,7 +81,8 @@ class RowStore {
 
 class RowLoader {
  public:
-  RowLoader(const FocusedAttention& in, const TileOps& ops) : in_(in), ops_(ops) {}
+  RowLoader(const FocusedAttention& in, const TileOps& ops)
+      : in_(in), ops_(ops), page_shift_(std::countr_zero(static_cast<uint64_t>(in.page_rows()))) {}
 
   BlockGroup group(const int32_t* list, int64_t first, int64_t count) const;
   // [places, E] f32, rotated when keys are un-rotated; empty places are zero.
@@ -109,8 +112,11 @@ class RowLoader {
   void key_f32(int64_t block, int64_t place, int64_t kv_head, float* to) const;
   void rotated_keys_bf16(const BlockGroup& group, int64_t kv_head, uint16_t* to) const;
 
+  int64_t start_of(const int32_t* rows) const;
+
   const FocusedAttention& in_;
   const TileOps& ops_;
+  const int page_shift_;
 };
 
 }  // namespace mc::focused

@@ -13,23 +13,36 @@ namespace mc::focused {
 
 inline constexpr int64_t kAheadStep = 16;  // turns of a product between two requests
 
-// Rows that are read after the products now running, which ask for some of their cache lines every
+// Memory that is read after the products now running, which ask for some of its cache lines every
 // few turns, so that memory works while they compute.
 struct Ahead {
   static constexpr int64_t kMost = 512;
   static constexpr int64_t kLineBytes = 64;
-  const char* rows[kMost];
+  struct Span {
+    const char* from;
+    int64_t lines;
+  };
+  Span spans[kMost];
   int64_t count = 0;
-  int64_t row_lines = 1;
+  int64_t lines = 0;  // of all spans
   int64_t lines_a_step = 0;
-  int64_t next_row = 0, next_line = 0;  // the line within the row
+  int64_t next_span = 0, next_line = 0;  // the line within the span
 
+  void add(const void* from, int64_t bytes) {
+    spans[count++] = {static_cast<const char*>(from), (bytes + kLineBytes - 1) / kLineBytes};
+    lines += spans[count - 1].lines;
+  }
   void ask() {
-    for (int64_t i = 0; i < lines_a_step && next_row < count; ++i) {
-      __builtin_prefetch(rows[next_row] + next_line * kLineBytes, 0, 3);
-      if (++next_line == row_lines) {
+    for (int64_t left = lines_a_step; left > 0 && next_span < count;) {
+      const Span& span = spans[next_span];
+      const int64_t here = left < span.lines - next_line ? left : span.lines - next_line;
+      const char* from = span.from + next_line * kLineBytes;
+      for (int64_t i = 0; i < here; ++i) __builtin_prefetch(from + i * kLineBytes, 0, 3);
+      left -= here;
+      next_line += here;
+      if (next_line == span.lines) {
         next_line = 0;
-        ++next_row;
+        ++next_span;
       }
     }
   }

@@ -28,8 +28,7 @@ struct Scratch {
         keys(kGroupPlaces * width),
         values(kGroupPlaces * width / 2),
         scores(kPanelColumns * kGroupPlaces * kColumn),
-        spread(kGroupPlaces * kColumn),
-        weights(kPanelColumns * kGroupPlaces / 2 * kColumn) {}
+        spread(kGroupPlaces * kColumn) {}
 
   Aligned<uint32_t> queries;  // [columns][E / 2][16] pairs
   Aligned<float> sums;        // [columns][E][16]
@@ -38,7 +37,6 @@ struct Scratch {
   Aligned<uint16_t> rows_bf16, keys;
   Aligned<uint32_t> values;
   Aligned<float> scores, spread;
-  Aligned<uint32_t> weights;
 };
 
 class QueryColumns {
@@ -57,7 +55,7 @@ class QueryColumns {
       BlockGroup group = load_.group(list.blocks, 0, list.count);
       for (int64_t i = 0; i < list.count; i += kGroupBlocks) {
         const BlockGroup next = load_.group(list.blocks, i + kGroupBlocks, list.count);
-        load_.announce(next, kv_head, columns() * group.places() / 2, &ahead_);
+        load_.announce(next, kv_head, asks(group.places()), &ahead_);
         attend(group);
         group = next;
       }
@@ -74,13 +72,20 @@ class QueryColumns {
     return std::min(kColumn, first_ + queries_ - query_of(column));
   }
 
+  // Of all panels of a group.
+  int64_t asks(int64_t places) const {
+    const int64_t pairs = head_columns() / kPanelColumns, single = head_columns() % kPanelColumns;
+    return in_.group() * (pairs * asks_of_panel(kPanelColumns, places, in_.width()) +
+                          single * asks_of_panel(1, places, in_.width()));
+  }
+
   void load_column(int64_t column) {
     const int64_t width = in_.width(), count = queries_in(column);
-    std::memset(s_.rows_f32.get(), 0, static_cast<size_t>(kColumn * width) * sizeof(float));
+    std::memset(&s_.rows_bf16[count * width], 0,
+                static_cast<size_t>((kColumn - count) * width) * sizeof(uint16_t));
     for (int64_t i = 0; i < count; ++i) {
-      load_.query_f32(query_of(column) + i, head_of(column), &s_.rows_f32[i * width]);
+      load_query(query_of(column) + i, head_of(column), &s_.rows_bf16[i * width]);
     }
-    ops_.from_f32(s_.rows_f32.get(), DType::kBF16, kColumn * width, s_.rows_bf16.get(), 1.0f);
     ops_.transpose(reinterpret_cast<const float*>(s_.rows_bf16.get()), kColumn, width / 2,
                    width / 2, reinterpret_cast<float*>(&s_.queries[column * kColumn * width / 2]),
                    kColumn);
@@ -88,6 +93,16 @@ class QueryColumns {
                 static_cast<size_t>(kColumn * width) * sizeof(float));
     std::fill_n(&s_.max[column * kColumn], kColumn, kMinusInfinity);
     std::fill_n(&s_.sum[column * kColumn], kColumn, 0.0f);
+  }
+
+  void load_query(int64_t query, int64_t head, uint16_t* to) const {
+    const int64_t width = in_.width();
+    if (in_.query_rope.defined()) {
+      load_.query_f32(query, head, s_.rows_f32.get());
+      return ops_.from_f32(s_.rows_f32.get(), DType::kBF16, width, to, 1.0f);
+    }
+    const uint16_t* q = in_.q.as<uint16_t>() + (query * in_.query_heads() + head) * width;
+    std::memcpy(to, q, static_cast<size_t>(width) * sizeof(uint16_t));
   }
 
   void store_column(int64_t column, bool cut) {
@@ -102,7 +117,7 @@ class QueryColumns {
   }
 
   void attend(const BlockGroup& group) {
-    for (int64_t i = 0; i < group.count; ++i) load_block(group.block[i], i);
+    for (int64_t i = 0; i < group.count; ++i) load_block(group, i);
     masked_ = !group.all_full();
     for (int64_t i = 0; i < group.count && masked_; ++i) load_reach(group, i);
     bias_head_ = -1;
@@ -115,38 +130,36 @@ class QueryColumns {
     }
   }
 
-  void load_block(int64_t block, int64_t i) {
-    const int64_t width = in_.width();
-    const int32_t* rows = in_.rows.as<int32_t>() + block * kBlockPlaces;
+  void load_block(const BlockGroup& group, int64_t i) {
+    const int64_t width = in_.width(), room = i * kBlockPlaces * width;
+    const auto *key_pool = in_.keys.as<uint16_t>(), *value_pool = in_.values.as<uint16_t>();
     const uint16_t *keys[kBlockPlaces], *values[kBlockPlaces];
+    const int32_t* rows = in_.rows.as<int32_t>() + group.block[i] * kBlockPlaces;
+    const int64_t start = load_.row_offset(std::max<int64_t>(group.start[i], 0), kv_head_);
     for (int64_t j = 0; j < kBlockPlaces; ++j) {
-      const int64_t offset = load_.row_offset(rows[j], kv_head_);
-      keys[j] = rows[j] < 0 ? kEmptyRow : in_.keys.as<uint16_t>() + offset;
-      values[j] = rows[j] < 0 ? kEmptyRow : in_.values.as<uint16_t>() + offset;
+      const int64_t offset =
+          group.start[i] < 0 ? load_.row_offset(rows[j], kv_head_) : start + j * width;
+      keys[j] = rows[j] < 0 ? kEmptyRow : key_pool + offset;
+      values[j] = rows[j] < 0 ? kEmptyRow : value_pool + offset;
     }
-    transpose_values(values, width, &s_.values[i * kBlockPlaces * width / 2]);
-    uint16_t* gathered = &s_.keys[i * kBlockPlaces * width];
-    if (in_.key_rope.defined()) {
-      rotate_keys(keys, load_.key_table(block, 0), in_.rope_width(), width, gathered);
-      key_tiles_[2 * i] = gathered;
-      key_tiles_[2 * i + 1] = gathered + kColumn * width;
-      return;
+    transpose_values(values, width, &s_.values[room / 2]);
+    const uint16_t* lie = keys[0];
+    if (in_.key_rope.defined() || group.start[i] < 0) {
+      gather_keys(keys, group.block[i], &s_.keys[room]);
+      lie = &s_.keys[room];
     }
-    for (int64_t half = 0; half < 2; ++half) {
-      key_tiles_[2 * i + half] = key_tile(keys + half * kColumn, gathered + half * kColumn * width);
-    }
+    key_tiles_[2 * i] = lie;
+    key_tiles_[2 * i + 1] = lie + kColumn * width;
   }
 
-  // Sixteen keys one behind the other: where they lie, or gathered.
-  const uint16_t* key_tile(const uint16_t* const* rows, uint16_t* gathered) const {
+  void gather_keys(const uint16_t* const* rows, int64_t block, uint16_t* to) const {
     const int64_t width = in_.width();
-    bool together = true;
-    for (int64_t j = 1; j < kColumn; ++j) together &= rows[j] == rows[0] + j * width;
-    if (together) return rows[0];
-    for (int64_t j = 0; j < kColumn; ++j) {
-      std::memcpy(gathered + j * width, rows[j], static_cast<size_t>(width) * sizeof(uint16_t));
+    if (in_.key_rope.defined()) {
+      return rotate_keys(rows, load_.key_table(block, 0), in_.rope_width(), width, to);
     }
-    return gathered;
+    for (int64_t j = 0; j < kBlockPlaces; ++j) {
+      std::memcpy(to + j * width, rows[j], static_cast<size_t>(width) * sizeof(uint16_t));
+    }
   }
 
   void load_reach(const BlockGroup& group, int64_t i) {
@@ -156,6 +169,9 @@ class QueryColumns {
     reach_of_places(in_.rows.as<int32_t>() + at, timed ? in_.positions.as<int32_t>() + at : nullptr,
                     first, last);
   }
+
+  // Weights take the place of their scores: less to keep near.
+  uint32_t* weights() const { return reinterpret_cast<uint32_t*>(s_.scores.get()); }
 
   // Bias is added by the product itself, which starts from it; after a cap it cannot be.
   bool bias_after() const { return in_.softcap > 0.0f || !(in_.scale >= FLT_MIN); }
@@ -183,9 +199,10 @@ class QueryColumns {
                       starts_from_bias ? s_.spread.get() : nullptr,
                       &s_.queries[at * width / 2],
                       s_.scores.get(),
-                      s_.weights.get(),
+                      weights(),
                       s_.values.get(),
-                      &s_.sums[at * width]};
+                      &s_.sums[at * width],
+                      &ahead_};
     score_panel(panel);
     for (int64_t i = 0; i < columns; ++i) {
       soften(column + i, i, places, starts_from_bias ? nullptr : bias);
@@ -205,10 +222,9 @@ class QueryColumns {
     }
     alignas(64) float factor[kColumn];
     const bool grown = softmax_column(
-        {places, &s_.scores[i * kGroupPlaces * kColumn],
-         &s_.weights[i * kGroupPlaces / 2 * kColumn], masked_ ? seen_first_ : nullptr,
-         masked_ ? seen_last_ : nullptr, position, oldest, bias, in_.scale, in_.softcap,
-         &s_.max[column * kColumn], &s_.sum[column * kColumn], &ahead_},
+        {places, &s_.scores[i * kGroupPlaces * kColumn], weights() + i * kGroupPlaces * kColumn,
+         masked_ ? seen_first_ : nullptr, masked_ ? seen_last_ : nullptr, position, oldest, bias,
+         in_.scale, in_.softcap, &s_.max[column * kColumn], &s_.sum[column * kColumn], &ahead_},
         factor);
     if (grown) scale_column(&s_.sums[column * kColumn * in_.width()], in_.width(), factor);
   }
