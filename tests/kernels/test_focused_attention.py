@@ -160,6 +160,21 @@ CASES = {
     ),
     "decode_a_few_at_once": Case(lengths=(4, 3), query_tile=4, blocks=17, query_heads=8),
     "decode_width_256": Case(lengths=(2,), query_tile=1, blocks=9, width=256, kv_heads=1),
+    "prefill_all_features": Case(
+        lengths=(45, 9),
+        query_tile=48,
+        blocks=13,
+        query_heads=6,
+        kv_heads=2,
+        window=30,
+        softcap=3.0,
+        bias_heads=6,
+        rope_width=64,
+        sink=True,
+    ),
+    "bias_of_shared_heads_and_rope": Case(
+        lengths=(70,), bias_heads=2, rope_width=128, width=128, query_heads=8, window=40, blocks=9
+    ),
     "rows_alone": Case(page_rows=1, blocks=3, query_heads=2, kv_heads=2),
     "long_list": Case(lengths=(64,), blocks=33, density=1.0, empty_places=0.0),
 }

@@ -68,8 +68,13 @@ void transpose_values(const uint16_t* const* rows, int64_t width, uint32_t* to);
 void reach_of_places(const int32_t* rows, const int32_t* positions, int32_t* first, int32_t* last);
 // places [n] each times `factor`, to all 16 lanes of [n][16].
 void spread_bias(const float* bias, int64_t places, float factor, float* to);
-// 32 keys rotated by their tables [32][rope_width], rounded to bf16.
-void rotate_keys(const uint16_t* const* rows, const float* table, int64_t rope_width, int64_t width,
-                 uint16_t* to);
+// Rows of width E, rotated by their tables [count][table_width] and rounded to bf16.
+struct RotatedRows {
+  const uint16_t* const* rows;  // [count]
+  int64_t count;
+  const float* table;
+  int64_t table_width, width;
+};
+void rotate_rows(const RotatedRows& from, uint16_t* to);
 
 }  // namespace mc::focused

@@ -297,11 +297,11 @@ void spread_bias(const float* bias, int64_t places, float factor, float* to) {
   }
 }
 
-void rotate_keys(const uint16_t* const* rows, const float* table, int64_t rope_width, int64_t width,
-                 uint16_t* to) {
-  const int64_t half = rope_width / 2;
-  for (int row = 0; row < 32; ++row, to += width, table += rope_width) {
-    const uint16_t* key = rows[row];
+void rotate_rows(const RotatedRows& from, uint16_t* to) {
+  const int64_t half = from.table_width / 2;
+  const float* table = from.table;
+  for (int64_t row = 0; row < from.count; ++row, to += from.width, table += from.table_width) {
+    const uint16_t* key = from.rows[row];
     for (int64_t j = 0; j < half; j += 16) {
       const V cosine = _mm512_loadu_ps(table + j), sine = _mm512_loadu_ps(table + half + j);
       const V first = load_bf16(key + j), second = load_bf16(key + half + j);
@@ -311,7 +311,7 @@ void rotate_keys(const uint16_t* const* rows, const float* table, int64_t rope_w
       _mm256_store_si256(reinterpret_cast<__m256i*>(to + half + j),
                          (__m256i)_mm512_cvtneps_pbh(other));
     }
-    for (int64_t j = rope_width; j < width; j += 32) {
+    for (int64_t j = from.table_width; j < from.width; j += 32) {
       _mm512_storeu_si512(to + j, _mm512_loadu_si512(key + j));
     }
   }

@@ -83,9 +83,13 @@ class QueryColumns {
     const int64_t width = in_.width(), count = queries_in(column);
     std::memset(&s_.rows_bf16[count * width], 0,
                 static_cast<size_t>((kColumn - count) * width) * sizeof(uint16_t));
+    const uint16_t* rows[kColumn];
     for (int64_t i = 0; i < count; ++i) {
-      load_query(query_of(column) + i, head_of(column), &s_.rows_bf16[i * width]);
+      const int64_t row = (query_of(column) + i) * in_.query_heads() + head_of(column);
+      rows[i] = in_.q.as<uint16_t>() + row * width;
     }
+    const bool turned = in_.query_rope.defined();
+    gather(rows, count, turned ? load_.query_table(query_of(column)) : nullptr, s_.rows_bf16.get());
     ops_.transpose(reinterpret_cast<const float*>(s_.rows_bf16.get()), kColumn, width / 2,
                    width / 2, reinterpret_cast<float*>(&s_.queries[column * kColumn * width / 2]),
                    kColumn);
@@ -93,16 +97,6 @@ class QueryColumns {
                 static_cast<size_t>(kColumn * width) * sizeof(float));
     std::fill_n(&s_.max[column * kColumn], kColumn, kMinusInfinity);
     std::fill_n(&s_.sum[column * kColumn], kColumn, 0.0f);
-  }
-
-  void load_query(int64_t query, int64_t head, uint16_t* to) const {
-    const int64_t width = in_.width();
-    if (in_.query_rope.defined()) {
-      load_.query_f32(query, head, s_.rows_f32.get());
-      return ops_.from_f32(s_.rows_f32.get(), DType::kBF16, width, to, 1.0f);
-    }
-    const uint16_t* q = in_.q.as<uint16_t>() + (query * in_.query_heads() + head) * width;
-    std::memcpy(to, q, static_cast<size_t>(width) * sizeof(uint16_t));
   }
 
   void store_column(int64_t column, bool cut) {
@@ -144,20 +138,21 @@ class QueryColumns {
     }
     transpose_values(values, width, &s_.values[room / 2]);
     const uint16_t* lie = keys[0];
-    if (in_.key_rope.defined() || group.start[i] < 0) {
-      gather_keys(keys, group.block[i], &s_.keys[room]);
+    const bool turned = in_.key_rope.defined();
+    if (turned || group.start[i] < 0) {
+      gather(keys, kBlockPlaces, turned ? load_.key_table(group.block[i], 0) : nullptr,
+             &s_.keys[room]);
       lie = &s_.keys[room];
     }
     key_tiles_[2 * i] = lie;
     key_tiles_[2 * i + 1] = lie + kColumn * width;
   }
 
-  void gather_keys(const uint16_t* const* rows, int64_t block, uint16_t* to) const {
+  // Rows one behind the other, rotated when there is a table.
+  void gather(const uint16_t* const* rows, int64_t count, const float* table, uint16_t* to) const {
     const int64_t width = in_.width();
-    if (in_.key_rope.defined()) {
-      return rotate_keys(rows, load_.key_table(block, 0), in_.rope_width(), width, to);
-    }
-    for (int64_t j = 0; j < kBlockPlaces; ++j) {
+    if (table != nullptr) return rotate_rows({rows, count, table, in_.rope_width(), width}, to);
+    for (int64_t j = 0; j < count; ++j) {
       std::memcpy(to + j * width, rows[j], static_cast<size_t>(width) * sizeof(uint16_t));
     }
   }
