@@ -34,7 +34,9 @@ def sparse(device: Any, *shape: int) -> Tensor:
 def fastest_cpu() -> str:
     """Name of the device with the best instruction set of this CPU."""
     before = ops.cpu_level()
-    best = next(level for level in ("avx512", "avx2", "portable") if ops.set_cpu_level(level))
+    best = next(
+        level for level in ("amx", "avx512", "avx2", "portable") if ops.set_cpu_level(level)
+    )
     ops.set_cpu_level(before)
     return f"cpu_{best}"
 
