@@ -36,6 +36,23 @@ MC_DEVICE int warp_index() {
   return static_cast<int>(threadIdx.x) >> 5;
 }
 
+// What one multiprocessor holds at once (CUDA programming guide, "compute capabilities"). As the
+// second number of __launch_bounds__ a count of thread blocks caps the registers at what lets so
+// many in; without it the compiler aims at a step of its own choice, and spills a little to get
+// there.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ % 100 != 0 || __CUDA_ARCH__ >= 1200)
+inline constexpr int kResidentThreads = 1536, kResidentSmemBytes = 100 << 10;
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+inline constexpr int kResidentThreads = 2048, kResidentSmemBytes = 228 << 10;
+#else
+inline constexpr int kResidentThreads = 2048, kResidentSmemBytes = 164 << 10;
+#endif
+// Thread blocks that shared memory lets in, 1 KiB each for the system, and `most` at most.
+constexpr int resident_blocks(size_t smem_bytes, int most) {
+  const int blocks = kResidentSmemBytes / (static_cast<int>(smem_bytes) + 1024);
+  return blocks < 1 ? 1 : blocks < most ? blocks : most;
+}
+
 // The same value, of which the compiler knows nothing more: what is computed from it inside a loop
 // is computed there, and not kept in registers from before the loop.
 MC_DEVICE int opaque(int value) {

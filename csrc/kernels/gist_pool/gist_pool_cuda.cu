@@ -8,6 +8,8 @@ namespace mc {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kAllBlocks = kResidentThreads / kThreads;  // as many threads as the device holds
+constexpr int kBackwardBlocks = 5;                       // 48 registers
 
 struct Pool {
   int64_t block_count, block_size, width;
@@ -17,6 +19,12 @@ struct Pool {
 
 template <class T>
 constexpr int kWideVec = 16 / static_cast<int>(sizeof(T));
+// Rows whose loads are on their way at once. Two of 16 bytes for each of 2,048 threads are 64 KiB;
+// 8 TB/s at a latency of 800 ns need 43 KiB in each of 148 multiprocessors.
+template <int kVec, bool kWeighted>
+constexpr int kRowsInFlight = kVec == 1   ? 8
+                              : kWeighted ? 1
+                                          : 2;
 
 // Weights of a block, and one over their sum (0 when the sum is 0).
 MC_DEVICE float inverse_mass(const Pool& pool, int64_t block) {
@@ -29,34 +37,37 @@ MC_DEVICE float inverse_mass(const Pool& pool, int64_t block) {
 }
 
 template <class T, int kVec, bool kWeighted>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kAllBlocks)
     pool_mean_kernel(Pool pool, const T* __restrict__ rows, T* __restrict__ gists) {
   const int64_t columns = pool.width / kVec;
   const int64_t index = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (index >= pool.block_count * columns) return;
   const int64_t block = index / columns, column = index % columns * kVec;
   const T* row = rows + block * pool.block_size * pool.width + column;
-  float sums[kVec] = {};
-#pragma unroll 8
+  const float* weight_at = kWeighted ? pool.weights + block * pool.block_size : nullptr;
+  float sums[kVec] = {}, mass = 0.f;
+#pragma unroll kRowsInFlight < kVec, kWeighted>
   for (int64_t i = 0; i < pool.block_size; ++i, row += pool.width) {
     float weight = 1.f;
-    if constexpr (kWeighted) weight = __ldg(pool.weights + block * pool.block_size + i);
+    if constexpr (kWeighted) mass += weight = __ldg(weight_at++);
     Pack<T, kVec> pack = {};
     if (!kWeighted || weight != 0.f) pack = load_pack<kVec>(row);  // weight 0: it may be NaN
 #pragma unroll
     for (int v = 0; v < kVec; ++v) sums[v] += weight * to_float(pack.value[v]);
   }
-  const float inverse = inverse_mass(pool, block);
+  if constexpr (!kWeighted) mass = static_cast<float>(pool.block_size);
+  const float inverse = mass == 0.f ? 0.f : 1.f / mass;
   Pack<T, kVec> out;
 #pragma unroll
   for (int v = 0; v < kVec; ++v) out.value[v] = from_float<T>(sums[v] * inverse);
-  store_pack(gists + block * pool.width + column, out);
+  store_pack(gists + (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kVec, out);
 }
 
 // Sum over a row of a[i] * b[i], in every lane of a warp.
 template <class T, int kVec>
 MC_DEVICE float warp_dot(const T* a, const T* b, int64_t width) {
   float sum = 0.f;
+#pragma unroll 1
   for (int64_t at = int64_t{lane_index()} * kVec; at < width; at += kWarp * kVec) {
     const Pack<T, kVec> left = load_pack<kVec>(a + at), right = load_pack<kVec>(b + at);
 #pragma unroll
@@ -84,8 +95,9 @@ template <class T, int kVec>
 MC_DEVICE void block_shares(const Pool& pool, const T* rows, const T* query, int64_t block,
                             const BlockScratch& scratch) {
   const float* weights = pool.weights == nullptr ? nullptr : pool.weights + block * pool.block_size;
+  const int block_size = static_cast<int>(pool.block_size);
   __syncthreads();  // shares may still be read from the block before
-  for (int64_t i = warp_index(); i < pool.block_size; i += kThreads / kWarp) {
+  for (int i = warp_index(); i < block_size; i += kThreads / kWarp) {
     const float weight = weights == nullptr ? 1.f : weights[i];
     float score = query == nullptr ? 0.f : -INFINITY;
     if (weight != 0.f && query != nullptr) {
@@ -95,13 +107,13 @@ MC_DEVICE void block_shares(const Pool& pool, const T* rows, const T* query, int
   }
   __syncthreads();
   float highest = -INFINITY;
-  for (int64_t i = threadIdx.x; i < pool.block_size; i += kThreads) {
+  for (int i = threadIdx.x; i < block_size; i += kThreads) {
     highest = fmaxf(highest, scratch.shares[i]);
   }
   highest = block_max(highest, scratch.reduce);
   const float shift = highest == -INFINITY ? 0.f : highest;
   float total = 0.f;
-  for (int64_t i = threadIdx.x; i < pool.block_size; i += kThreads) {
+  for (int i = threadIdx.x; i < block_size; i += kThreads) {
     const float weight = weights == nullptr ? 1.f : weights[i];
     const float mass =
         weight == 0.f ? 0.f : weight * exp2_fast((scratch.shares[i] - shift) * kLog2E);
@@ -110,12 +122,12 @@ MC_DEVICE void block_shares(const Pool& pool, const T* rows, const T* query, int
   }
   total = block_sum(total, scratch.reduce);
   const float inverse = total == 0.f ? 0.f : 1.f / total;
-  for (int64_t i = threadIdx.x; i < pool.block_size; i += kThreads) scratch.shares[i] *= inverse;
+  for (int i = threadIdx.x; i < block_size; i += kThreads) scratch.shares[i] *= inverse;
   __syncthreads();
 }
 
 template <class T, int kVec>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kAllBlocks)
     pool_attend_kernel(Pool pool, const T* __restrict__ rows, const T* __restrict__ query,
                        T* __restrict__ gists) {
   MC_DYNAMIC_SMEM(smem);
@@ -123,13 +135,15 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t block = blockIdx.x;
   const T* first = rows + block * pool.block_size * pool.width;
   block_shares<T, kVec>(pool, first, query, block, scratch);
+  const int block_size = static_cast<int>(pool.block_size);  // its shares fit shared memory
   for (int64_t at = int64_t{threadIdx.x} * kVec; at < pool.width; at += kThreads * kVec) {
     float sums[kVec] = {};
-#pragma unroll 4
-    for (int64_t i = 0; i < pool.block_size; ++i) {
+    const T* from = first + at;
+#pragma unroll kRowsInFlight < kVec, true>
+    for (int i = 0; i < block_size; ++i, from += pool.width) {
       const float share = scratch.shares[i];
       if (share == 0.f) continue;
-      const Pack<T, kVec> pack = load_pack<kVec>(first + i * pool.width + at);
+      const Pack<T, kVec> pack = load_pack<kVec>(from);
 #pragma unroll
       for (int v = 0; v < kVec; ++v) sums[v] += share * to_float(pack.value[v]);
     }
@@ -170,10 +184,53 @@ struct Gradients {
   float* query_partials;  // [gridDim.x, width]
 };
 
+// The two halves of a block's column work walk the columns apart, so that what one keeps in
+// registers makes no room beside the other's; each still touches its own bytes once.
+template <class T, int kVec>
+MC_DEVICE void write_grad_rows(const Pool& pool, const T* grad_gist, const T* query,
+                               const BlockScratch& scratch, T* grad_rows) {
+  for (int64_t at = int64_t{threadIdx.x} * kVec; at < pool.width; at += kThreads * kVec) {
+    const Pack<T, kVec> grad = load_pack<kVec>(grad_gist + at);
+    Pack<T, kVec> direction = {};
+    if (query != nullptr) direction = load_pack<kVec>(query + at);
+    T* to = grad_rows + at;
+#pragma unroll 1
+    for (int i = 0; i < static_cast<int>(pool.block_size); ++i, to += pool.width) {
+      const float share = scratch.shares[i], move = pool.scale * scratch.dots[i];
+      Pack<T, kVec> row;
+#pragma unroll
+      for (int v = 0; v < kVec; ++v) {
+        const float along = query == nullptr ? 0.f : move * to_float(direction.value[v]);
+        row.value[v] = from_float<T>(share * to_float(grad.value[v]) + along);
+      }
+      store_pack(to, row);
+    }
+  }
+}
+template <class T, int kVec>
+MC_DEVICE void add_to_partials(const Pool& pool, const T* rows, const BlockScratch& scratch,
+                               bool is_first, float* partials) {
+  for (int64_t at = int64_t{threadIdx.x} * kVec; at < pool.width; at += kThreads * kVec) {
+    float sums[kVec] = {};
+    const T* from = rows + at;
+#pragma unroll 2
+    for (int i = 0; i < static_cast<int>(pool.block_size); ++i, from += pool.width) {
+      const float move = pool.scale * scratch.dots[i];
+      if (move == 0.f) continue;
+      const Pack<T, kVec> row = load_pack<kVec>(from);
+#pragma unroll
+      for (int v = 0; v < kVec; ++v) sums[v] += move * to_float(row.value[v]);
+    }
+    float* partial = partials + at;
+#pragma unroll
+    for (int v = 0; v < kVec; ++v) partial[v] = is_first ? sums[v] : partial[v] + sums[v];
+  }
+}
+
 // One thread block takes the blocks [begin, end) of its group one after another. In scratch.dots:
 // the gradient of the logarithm of each row's mass (gist_pool_body.h says how it is used).
 template <class T, int kVec>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBackwardBlocks)
     pool_backward_kernel(Pool pool, const T* __restrict__ rows, const T* __restrict__ query,
                          Gradients<T> out) {
   MC_DYNAMIC_SMEM(smem);
@@ -181,12 +238,13 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t group = blockIdx.x, groups = gridDim.x;
   const int64_t begin = group * pool.block_count / groups;
   const int64_t end = (group + 1) * pool.block_count / groups;
+  const int block_size = static_cast<int>(pool.block_size);
   for (int64_t block = begin; block < end; ++block) {
     const int64_t first = block * pool.block_size;
     const T* block_rows = rows + first * pool.width;
     const T* grad_gist = out.grad_gists + block * pool.width;
     block_shares<T, kVec>(pool, block_rows, query, block, scratch);
-    for (int64_t i = warp_index(); i < pool.block_size; i += kThreads / kWarp) {
+    for (int i = warp_index(); i < block_size; i += kThreads / kWarp) {
       float dot = 0.f;
       if (scratch.shares[i] != 0.f) {
         dot = warp_dot<T, kVec>(block_rows + i * pool.width, grad_gist, pool.width);
@@ -195,11 +253,11 @@ __global__ void __launch_bounds__(kThreads)
     }
     __syncthreads();
     float expected = 0.f;
-    for (int64_t i = threadIdx.x; i < pool.block_size; i += kThreads) {
+    for (int i = threadIdx.x; i < block_size; i += kThreads) {
       expected += scratch.shares[i] * scratch.dots[i];
     }
     expected = block_sum(expected, scratch.reduce);
-    for (int64_t i = threadIdx.x; i < pool.block_size; i += kThreads) {
+    for (int i = threadIdx.x; i < block_size; i += kThreads) {
       const float move = scratch.shares[i] * (scratch.dots[i] - expected);
       scratch.dots[i] = move;
       if (out.grad_weights != nullptr) {
@@ -208,35 +266,12 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
     __syncthreads();
-    for (int64_t at = int64_t{threadIdx.x} * kVec; at < pool.width; at += kThreads * kVec) {
-      const Pack<T, kVec> grad = load_pack<kVec>(grad_gist + at);
-      Pack<T, kVec> direction = {};
-      if (query != nullptr) direction = load_pack<kVec>(query + at);
-      float sums[kVec] = {};
-      for (int64_t i = 0; i < pool.block_size; ++i) {
-        const float share = scratch.shares[i], move = pool.scale * scratch.dots[i];
-        if (out.grad_rows != nullptr) {
-          Pack<T, kVec> row;
-#pragma unroll
-          for (int v = 0; v < kVec; ++v) {
-            const float along = query == nullptr ? 0.f : move * to_float(direction.value[v]);
-            row.value[v] = from_float<T>(share * to_float(grad.value[v]) + along);
-          }
-          store_pack(out.grad_rows + (first + i) * pool.width + at, row);
-        }
-        if (out.query_partials != nullptr && move != 0.f) {
-          const Pack<T, kVec> row = load_pack<kVec>(block_rows + i * pool.width + at);
-#pragma unroll
-          for (int v = 0; v < kVec; ++v) sums[v] += move * to_float(row.value[v]);
-        }
-      }
-      if (out.query_partials != nullptr) {
-        float* partial = out.query_partials + group * pool.width + at;
-#pragma unroll
-        for (int v = 0; v < kVec; ++v) {
-          partial[v] = block == begin ? sums[v] : partial[v] + sums[v];
-        }
-      }
+    if (out.grad_rows != nullptr) {
+      write_grad_rows<T, kVec>(pool, grad_gist, query, scratch, out.grad_rows + first * pool.width);
+    }
+    if (out.query_partials != nullptr) {
+      add_to_partials<T, kVec>(pool, block_rows, scratch, block == begin,
+                               out.query_partials + group * pool.width);
     }
   }
 }

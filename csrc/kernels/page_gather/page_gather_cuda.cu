@@ -8,6 +8,7 @@ namespace mc {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kAllBlocks = kResidentThreads / kThreads;  // as many threads as the device holds
 constexpr int kInFlight = 4;
 
 struct Pages {
@@ -69,7 +70,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class Code, class T, int kVec>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kAllBlocks)
     page_encode_kernel(Pages pages, Code* __restrict__ pool, float* __restrict__ scales,
                        int64_t page_rows, int64_t width, float largest,
                        const T* __restrict__ rows) {
@@ -80,6 +81,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t to = page * page_rows + row % page_rows;
   const T* from = rows + row * width;
   float highest = 0.f;
+#pragma unroll 2
   for (int64_t at = int64_t{lane_index()} * kVec; at < width; at += kWarp * kVec) {
     const Pack<T, kVec> values = load_pack<kVec>(from + at);
 #pragma unroll
@@ -87,6 +89,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   highest = warp_max(highest);
   const float inverse = highest == 0.f ? 0.f : largest / highest;
+#pragma unroll 1
   for (int64_t at = int64_t{lane_index()} * kVec; at < width; at += kWarp * kVec) {
     const Pack<T, kVec> values = load_pack<kVec>(from + at);
     Pack<Code, kVec> codes;

@@ -21,25 +21,24 @@ struct Piece {
   static constexpr int kCount = kVector ? 16 / static_cast<int>(sizeof(T)) : 1;
 };
 
-MC_DEVICE void widen(uint4 bits, float (&out)[4], const float*) {
-  const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) out[i] = __uint_as_float(words[i]);
+// The next four elements of a piece, which is moved on by as much.
+MC_DEVICE void take_quad(uint4& bits, float (&out)[4], const float*) {
+  out[0] = __uint_as_float(bits.x);
+  out[1] = __uint_as_float(bits.y);
+  out[2] = __uint_as_float(bits.z);
+  out[3] = __uint_as_float(bits.w);
 }
-MC_DEVICE void widen(uint4 bits, float (&out)[8], const bf16*) {
-  const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    out[2 * i] = __uint_as_float(words[i] << 16);
-    out[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
-  }
+MC_DEVICE void take_quad(uint4& bits, float (&out)[4], const bf16*) {
+  out[0] = __uint_as_float(bits.x << 16);
+  out[1] = __uint_as_float(bits.x & 0xffff0000u);
+  out[2] = __uint_as_float(bits.y << 16);
+  out[3] = __uint_as_float(bits.y & 0xffff0000u);
+  bits = make_uint4(bits.z, bits.w, 0, 0);
 }
-MC_DEVICE void widen(uint4 bits, float (&out)[16], const int8_t*) {
-  const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
+MC_DEVICE void take_quad(uint4& bits, float (&out)[4], const int8_t*) {
 #pragma unroll
-  for (int i = 0; i < 16; ++i) {
-    out[i] = static_cast<float>(static_cast<int8_t>(words[i / 4] >> (8 * (i % 4))));
-  }
+  for (int i = 0; i < 4; ++i) out[i] = static_cast<float>(static_cast<int8_t>(bits.x >> (8 * i)));
+  bits = make_uint4(bits.y, bits.z, bits.w, 0);
 }
 MC_DEVICE float widen_one(float value) {
   return value;
@@ -57,6 +56,31 @@ template <int kCount>
 MC_DEVICE int64_t query_slot(int64_t d, int64_t pieces) {
   if constexpr (kCount == 1) return d;
   return (d % kCount / 4) * pieces * 4 + d / kCount * 4 + d % 4;
+}
+
+// sums[r][q] += piece `piece` of row r times that of query q. Four elements of each row are widened
+// at a time, in a loop that stays one: all 16 of an int8 piece would be 64 registers beside the
+// sums.
+template <class T, int kQueries>
+MC_DEVICE void add_pieces(uint4 (&bits)[kRowsInFlight], const float* queries, int64_t width,
+                          int64_t pieces, int64_t piece, float (&sums)[kRowsInFlight][kQueries]) {
+#pragma unroll 1
+  for (int quad = 0; quad < Piece<T, true>::kCount / 4; ++quad) {
+    float parts[kRowsInFlight][4];
+#pragma unroll
+    for (int r = 0; r < kRowsInFlight; ++r) {
+      take_quad(bits[r], parts[r], static_cast<const T*>(nullptr));
+    }
+#pragma unroll
+    for (int q = 0; q < kQueries; ++q) {
+      const auto elements = load_pack<4>(queries + q * width + (quad * pieces + piece) * 4);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+#pragma unroll
+        for (int r = 0; r < kRowsInFlight; ++r) sums[r][q] += parts[r][i] * elements.value[i];
+      }
+    }
+  }
 }
 
 // scores[q][n] = row n . query q, for `kQueries` queries (blockIdx.z picks which) and all n. Groups
@@ -101,7 +125,6 @@ __global__ void __launch_bounds__(kThreads, 2) score_kernel(ScoreArgs args, int 
     }
     float sums[kRowsInFlight][kQueries] = {};
     for (int64_t piece = in_group; piece < pieces; piece += lanes) {
-      float parts[kRowsInFlight][kCount];
       if constexpr (kVector) {
         uint4 bits[kRowsInFlight];
 #pragma unroll
@@ -109,23 +132,13 @@ __global__ void __launch_bounds__(kThreads, 2) score_kernel(ScoreArgs args, int 
           bits[r] = make_uint4(0, 0, 0, 0);
           if (numbers[r] >= 0) bits[r] = load_streaming(rows[r] + piece * kCount);
         }
-#pragma unroll
-        for (int r = 0; r < kRowsInFlight; ++r)
-          widen(bits[r], parts[r], static_cast<const T*>(nullptr));
+        add_pieces<T>(bits, queries, args.width, pieces, piece, sums);
       } else {
 #pragma unroll
         for (int r = 0; r < kRowsInFlight; ++r) {
-          parts[r][0] = numbers[r] >= 0 ? widen_one(rows[r][piece]) : 0.f;
-        }
-      }
+          const float part = numbers[r] >= 0 ? widen_one(rows[r][piece]) : 0.f;
 #pragma unroll
-      for (int q = 0; q < kQueries; ++q) {
-        const float* query = queries + q * args.width;
-#pragma unroll
-        for (int i = 0; i < kCount; ++i) {
-          const float element = query[(i / 4) * pieces * 4 + piece * (kCount == 1 ? 1 : 4) + i % 4];
-#pragma unroll
-          for (int r = 0; r < kRowsInFlight; ++r) sums[r][q] += parts[r][i] * element;
+          for (int q = 0; q < kQueries; ++q) sums[r][q] += part * queries[q * args.width + piece];
         }
       }
     }
