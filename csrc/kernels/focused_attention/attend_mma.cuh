@@ -28,8 +28,11 @@ struct MmaShape {
   // Places whose scores are in registers at once: beside 32 rows of wide output there is room for
   // one block, and more would spill.
   static constexpr int kStep = kM == 2 && kWidth >= 128 ? static_cast<int>(kBlockPlaces) : kPlaces;
-  static constexpr int kKeyTiles = kStep / 8;             // 16x8 score tiles
-  static constexpr int kOutTiles = kWidth / 8;            // 16x8 output tiles
+  static constexpr int kKeyTiles = kStep / 8;   // 16x8 score tiles
+  static constexpr int kOutTiles = kWidth / 8;  // 16x8 output tiles
+  // Copies whose addresses are in registers at once: 128 of these hold the backward's narrow tile
+  // only with one.
+  static constexpr int kCopiesAtOnce = kWidth == 64 && kBlocks == 1 && kWarps > 1 ? 1 : 4;
   static constexpr int kRing = 3;                         // turns of row numbers in flight
   static constexpr int kBiasRows = kBlocks == 1 ? 4 : 2;  // bias of so many heads goes along
   static constexpr int kTurnNumbers = (2 + kBiasRows) * kPlaces;
@@ -115,7 +118,7 @@ struct MmaAttention {
     const int* rows = ring + turn % S::kRing * S::kTurnNumbers;
     T* keys = stages + turn % 2 * S::kStageElements;
     T* values = keys + S::kPlaces * kWidth;
-#pragma unroll 4
+#pragma unroll S::kCopiesAtOnce
     for (int i = threadIdx.x; i < S::kPlaces * S::kCells; i += S::kThreads) {
       const int place = i / S::kCells, cell = i % S::kCells;
       const int row = rows[place];

@@ -13,6 +13,11 @@ struct QueryGradient {
   using Forward = MmaAttention<T, kWidth, 1, kWarps, kBlocks>;
   using S = typename Forward::S;
   static constexpr size_t kSmemBytes = S::kSmemBytes + sizeof(T) * S::kRows * kWidth;
+  // Thread blocks of a multiprocessor: at 64 columns 128 registers let four in, at 128 columns
+  // shared memory lets in two on sm_80 (255 registers then). 0 leaves it open: where three fit, the
+  // compiler finds 168 registers without spilling, and told so it spills.
+  static constexpr int kFit = resident_blocks(kSmemBytes, kWidth == 64 ? 4 : 3);
+  static constexpr int kResident = kWidth == 64 || (kWidth == 128 && kFit < 3) ? kFit : 0;
 
   Forward& tiles;  // its `out` gathers the gradient
   const BackwardArgs& back;
@@ -170,7 +175,7 @@ struct QueryGradient {
 
 // grid: (query blocks * slices, KV heads)
 template <class T, int kWidth, int kWarps>
-__global__ void __launch_bounds__(kWarps* kWarp)
+__global__ void __launch_bounds__(kWarps* kWarp, QueryGradient<T, kWidth, kWarps>::kResident)
     query_gradient_kernel(const __grid_constant__ AttendArgs args,
                           const __grid_constant__ BackwardArgs back, int slices) {
   MC_DYNAMIC_SMEM(smem);
