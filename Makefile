@@ -84,7 +84,7 @@ ASAN_BUILD := build/asan/kernels
 asan-kernels: setup
 	@mkdir -p $(ASAN_BUILD)
 	$(BIN)/cmake -S . -B $(ASAN_BUILD) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
-	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DMC_SANITIZE=ON \
+	  -DCMAKE_BUILD_TYPE=None "-DCMAKE_CXX_FLAGS=-O1 -g1" -DMC_SANITIZE=ON \
 	  -DMC_CUDA=OFF -DMC_ENGINE=OFF -DMC_BUILD_TESTS=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
 	  "-DMC_EMU_KERNELS=$(subst $(EMPTY) $(EMPTY),;,$(ASAN_KERNELS))" > $(ASAN_BUILD)/configure.log
 	$(BIN)/cmake --build $(ASAN_BUILD) --target mc_ops_emu

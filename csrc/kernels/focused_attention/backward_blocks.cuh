@@ -134,7 +134,8 @@ struct BlockGradient {
   // sums [16 places, E] += factors [16 places, 32 queries] . tile [32 queries, E]
   MC_DEVICE void accumulate(const float (&factors)[kQueryTiles][4], const T* tile,
                             float (&sums)[kOutTiles][4]) {
-    const int lane = opaque(lane_index());  // as in MmaAttention::score
+    // As in MmaAttention::score; the other widths have registers for the addresses.
+    const int lane = kWidth == 128 ? opaque(lane_index()) : lane_index();
     const int first = column_part() * kOutTiles;
 #pragma unroll
     for (int k = 0; k < kQueries / 16; ++k) {
