@@ -19,8 +19,8 @@ KNOWN='attend_f32_kernel|_f32_kernel'
 mkdir -p "$build"
 cmake -S . -B "$build" -G Ninja -DMC_CUDA=ON -DMC_CUDA_ARCHS="$archs" -DMC_ENGINE=OFF \
   -DPython_EXECUTABLE="$python" -DCMAKE_CUDA_FLAGS="-Xptxas=-v" >"$build/configure.log"
-cmake --build "$build" --target _ops 2>&1 | tee "$build/build.log" | { grep -E '^\[|error' || true; }
-cat "$build/build.log" >>"$build/ptxas.log" # objects that were up to date are in an earlier one
+# Appended as it comes: objects that are up to date were written by an earlier run, cut off or not.
+cmake --build "$build" --target _ops 2>&1 | tee -a "$build/ptxas.log" | { grep -E '^\[|error' || true; }
 
 # Of a kernel that was compiled several times the last time counts.
 found=$(c++filt <"$build/ptxas.log" | awk '
