@@ -129,14 +129,20 @@ Result<std::unique_ptr<Store>> Store::open(Env* env, const std::string& path,
     }
     return store;
   }
+  Status before;
   for (int attempt = 1;; ++attempt) {
     std::unique_ptr<Store> store(new Store(env, path, request));
     Status loaded = store->load(manifest);
     MC_ASSIGN_OR_RETURN(Manifest now, read_manifest(env, path));
-    if (now.generation == manifest.generation || attempt == kReaderAttempts) {
+    // A log file that was read before the writer ended it, and the next one after, look as if
+    // frames between were lost; another look has them. What is damaged looks the same twice.
+    const bool is_settled = loaded.is_ok() || loaded.message() == before.message();
+    const bool is_latest = now.generation == manifest.generation;
+    if ((is_latest && is_settled) || attempt == kReaderAttempts) {
       if (!loaded.is_ok()) return loaded;
       return store;
     }
+    before = std::move(loaded);
     manifest = std::move(now);
   }
 }
