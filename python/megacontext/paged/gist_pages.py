@@ -26,6 +26,8 @@ from megacontext_ext.ops.focused_attention import (
     focused_attention,
 )
 
+MOST_PAGES_BEHIND = 4
+
 
 class GistWriter(Protocol):
     """Makes gist pages of complete blocks."""
@@ -142,11 +144,19 @@ class GistPages:
         if self._store is None or self._kept is None:
             return
         heard = self._kept.heard(number)
+        if not heard.has(stream.gisted_blocks * K, stream.token_count):
+            return
         for block in range(stream.gisted_blocks, -(-stream.token_count // K)):
             end = min((block + 1) * K, stream.token_count)
             asked = [heard.take(layer, block * K, end) for layer in heard.layers]
             ring = block % self._kept.size
             self._store.write_queries(number, ring, torch.stack(asked), end)
+
+    def continues(self, stream: Stream) -> bool:
+        """Whether a stream that was opened again can get its next gist page soon: a crash takes a
+        few pages' worth at most. One that was read without gists would have to be read again."""
+        behind = stream.token_count // K - stream.gisted_blocks
+        return self._kept is None or behind <= MOST_PAGES_BEHIND * self._kept.size
 
     def load(self, number: int, stream: Stream) -> bool:
         """Takes up a stream that was opened again.
@@ -203,5 +213,7 @@ def gist_pages(
         writer = gist_writer(model, config.gists, config.gist_rows, trained)
     else:
         kept = KeptWriter(layout, rotary, kinds, config.gist_rows)
-        writer = kept if kept.layers else None
+        # Queries are kept only for pages that can be made in the memory there is.
+        limit = config.pages_max or (4 * config.limits.budget_places // K if store else 0)
+        writer = kept if kept.layers and (not limit or kept.pages_at_once <= limit) else None
     return None if writer is None else GistPages(writer, layout, rotary, trained, store)

@@ -48,6 +48,11 @@ class KeptWriter:
         self._rotary = rotary
         self._heard: dict[int, HeardQueries] = {}
 
+    @property
+    def pages_at_once(self) -> int:
+        """Most pages that must be resident to make one: its blocks, what precedes them, itself."""
+        return self.size + LOOKBACK_BLOCKS + 2
+
     def heard(self, number: int) -> HeardQueries:
         """What stream `number` asked since its last gist page."""
         return self._heard.setdefault(number, HeardQueries(self.layers))
@@ -75,7 +80,7 @@ class KeptWriter:
         start = stream.gisted_blocks
         end = start + self.size
         ready = end * K <= stream.token_count and self.heard(number).has(start * K, end * K)
-        fits = not pages_max or self.size + LOOKBACK_BLOCKS + 2 <= pages_max
+        fits = not pages_max or self.pages_at_once <= pages_max
         return range(start, end if ready and fits else start)
 
     def pages_for(self, blocks: range) -> range:

@@ -309,6 +309,9 @@ class PagedMemory:
             stream.stored_blocks, stream.gisted_blocks = held.blocks, held.gisted_blocks
             stream.token_count = len(tokens) if held.tail is not None else held.blocks * K
             stream.tokens = tokens[: stream.token_count]
+            if self._gists is not None and not self._gists.continues(stream):
+                log.warning("[paged] stream %d was read without these gists: none are made", number)
+                self._gists = None
             if self._gists is not None and not self._gists.load(number, stream):
                 # Their keys are there, the queries that choose kept rows are not.
                 stream.stored_blocks = stream.gisted_blocks

@@ -234,6 +234,29 @@ def test_queries_that_a_crash_took_are_asked_again(tmp_path):
 
 
 @torch.inference_mode()
+def test_a_stream_read_without_gists_is_not_read_again(tmp_path, monkeypatch):
+    model, history, new = tiny(), tokens(1400), tokens(3, seed=6)
+    with attach(model, settings(limits=NARROW), store=tmp_path / "kv") as memory:
+        memory._gists = None
+        memory.read(history)
+    monkeypatch.setattr(PagedMemory, "read", lambda *_: pytest.fail("it was read again"))
+    with attach(model, settings(limits=NARROW), store=tmp_path / "kv") as memory:
+        assert memory.token_count == 1400
+        logits = model(new, **{CACHE_ARGUMENT: memory.cache}).logits
+        assert memory.streams[0].kept == {}
+    assert torch.isfinite(logits).all()
+
+
+@torch.inference_mode()
+def test_queries_are_not_kept_for_pages_that_never_fit(tmp_path):
+    model = tiny()
+    config = settings(rows=1, limits=FocusLimits(budget_places=128, recent_tokens=32))
+    with attach(model, replace(config, read_tokens=32), store=tmp_path / "kv") as memory:
+        memory.read(tokens(400))
+        assert memory._gists is None  # 42 pages at once, four budgets have 16
+
+
+@torch.inference_mode()
 def test_pages_leave_the_pool_and_come_back_the_same(tmp_path):
     model, new = tiny(), tokens(3, seed=6)
     found = []
