@@ -4,7 +4,8 @@ Each text is read once by every contestant; facts of the form "The secret number
 48213." were planted in it. Then 256 tokens that follow are scored, and each fact is asked for (the
 NLL of its digits after the question, nothing generated). Every contestant but the full cache holds
 or attends to `places` entries. Presses of `kvpress` choose once, at the end of the text, before any
-question is known; a paged memory chooses for each question, and keeps the rest on the side.
+question is known; "asked first" reads the text again for each question, with the question behind
+it. A paged memory reads once, chooses for each question or step, and keeps the rest on the side.
 
     python -m benchmarks.runtime.bench_paged_peers --texts 3 --out FOLDER
 """
@@ -17,6 +18,7 @@ import importlib.util
 import json
 import random
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,18 +33,22 @@ from transformers import DynamicCache, PreTrainedModel
 
 from benchmarks.harness import Bench, Case
 from megacontext.demo.corpus import load_corpus
-from megacontext.models import load
+from megacontext.models import FrozenBase, load
 from megacontext.models.kv_cache import CACHE_ARGUMENT
 from megacontext.paged import PagedConfig, PagedMemory, attach
 from megacontext.paged.stream import FocusLimits
 
 TESTS = ["tests/python/paged/test_focus.py"]
 PRESSES = ("KnormPress", "SnapKVPress", "ExpectedAttentionPress")
+# The press that looks at the newest queries, which is what a question behind the text are.
+ASKED_FIRST = "SnapKVPress"
 # Who chooses what is in focus, which gists, and their rows a block.
 PAGED = {
     "paged, first and newest": ("caller", "off", 1),
     "paged, kept rows": ("caller", "kept", 1),
     "paged, kept rows, 4 a block": ("caller", "kept", 4),
+    "paged, question focus": ("question", "off", 1),
+    "paged, question focus, kept rows": ("question", "kept", 1),
     "paged, step focus": ("step", "off", 1),
     "paged, step focus, kept rows": ("step", "kept", 1),
     "paged, step focus, learned gists": ("step", "learned", 1),
@@ -51,6 +57,15 @@ TOWNS = ("Ostrava", "Maribor", "Tampere", "Coimbra", "Aarhus", "Utrecht", "Graz"
 SINKS = 4
 STEP = 32
 Score = dict[str, float]
+# What a line of the table says, and how.
+COLUMNS = {
+    "read_s": "{:.1f}",
+    "token_ms": "{:.1f}",
+    "held_mib": "{:.1f}",
+    "follows": "{:.3f}",
+    "digits": "{:.2f}",
+    "right": "{:.0%}",
+}
 
 
 class Text:
@@ -94,19 +109,27 @@ def scores(text: Text, fresh: Callable[[str], Ask]) -> Score:
     from the end of the history: tokens [1, T] in, logits [T, V] out."""
     ask = fresh("")
     found = [ask(part) for part in pieces(text.next[:, :-1])]
-    follows = nll(torch.cat(found), text.next[0, 1:])
+
+    def asked(question: str, lead: Tensor) -> Ask:
+        ask = fresh(question)
+        ask(lead)
+        return ask
+
+    return {"follows": nll(torch.cat(found), text.next[0, 1:])} | answers(text, asked)
+
+
+def answers(text: Text, asked: Callable[[str, Tensor], Ask]) -> Score:
+    """Mean NLL of the digits after each question, and the share of numbers that are all right.
+
+    `asked(question, lead)` gives a reader that has read the words [1, T] that lead to the digits.
+    """
     digits, right = [], []
     for question, lead, answer in text.asked:
-        ask = fresh(question)
-        ask(lead[:, :-1])
+        ask = asked(question, lead[:, :-1])
         logits = ask(torch.cat((lead[:, -1:], answer[:, :-1]), 1))
         digits.append(nll(logits, answer[0]))
         right.append(float((logits.argmax(-1) == answer[0]).all()))
-    return {
-        "follows": follows,
-        "digits": statistics.fmean(digits),
-        "right": statistics.fmean(right),
-    }
+    return {"digits": statistics.fmean(digits), "right": statistics.fmean(right)}
 
 
 def cached(model: PreTrainedModel, cache: DynamicCache, seen: int) -> Callable[[str], Ask]:
@@ -210,15 +233,36 @@ def by_caches(model: PreTrainedModel, text: Text, places: int) -> dict[str, Scor
             print(f"kvpress {name} does not run here: {type(error).__name__}: {error}")
             continue
         note(f"kvpress {name}", cache, seconds)
+        if name == ASKED_FIRST:
+            found[f"kvpress {name}, asked first"] = asked_first(model, text, press)
     model.set_attn_implementation(before)
     return found
+
+
+def asked_first(model: PreTrainedModel, text: Text, press: Any) -> Score:
+    """A press that knows the question, since it stands behind the text when the cache is chosen."""
+    seconds, held = [], []
+
+    def asked(_: str, lead: Tensor) -> Ask:
+        cache, began = DynamicCache(), time.perf_counter()
+        given = torch.cat((text.history, lead), 1)
+        with pressed(model, press):
+            model(given, **{CACHE_ARGUMENT: cache, "use_cache": True, "logits_to_keep": 1})
+        seconds.append(time.perf_counter() - began)
+        held.append(cache_bytes(cache) / 2**20)
+        return cached(model, cache, given.shape[1])("")
+
+    found = answers(text, asked)
+    return found | {"read_s": statistics.fmean(seconds), "held_mib": statistics.fmean(held)}
 
 
 class Rewound:
     """A paged memory that each reader continues from the same state."""
 
-    def __init__(self, model: PreTrainedModel, memory: PagedMemory, asks: bool) -> None:
-        self._model, self._memory, self._asks = model, memory, asks
+    def __init__(
+        self, model: PreTrainedModel, memory: PagedMemory, wanted: dict[str, list[int]]
+    ) -> None:
+        self._model, self._memory, self._wanted = model, memory, wanted
         self._end = memory.token_count
 
     def fresh(self, question: str) -> Ask:
@@ -229,7 +273,7 @@ class Rewound:
         if memory._chooser is not None and 0 in memory._chooser._keys:
             kept = memory._chooser._keys[0]
             kept.block_count = min(kept.block_count, self._end // 32)
-        stream.wanted = []
+        stream.wanted = self._wanted.get(question, [])
 
         def ask(ids: Tensor) -> Tensor:
             memory.cache.begin_call()
@@ -238,31 +282,47 @@ class Rewound:
         return ask
 
 
+def attended_bytes(memory: PagedMemory) -> int:
+    """Of the pages, gist pages included, that the next token attends to."""
+    return sum(map(len, memory.streams[0].focus(memory.config.limits, 1))) * memory.pool.page_bytes
+
+
 @torch.inference_mode()
-def by_paging(model: PreTrainedModel, text: Text, places: int) -> dict[str, Score]:
+def chosen_by_question(base: FrozenBase, text: Text, config: PagedConfig) -> dict[str, list[int]]:
+    """Blocks that the lens wants for each question, from the words in a store."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        attach(base.model, config, store=Path(folder) / "s", tokenizer=base.tokenizer) as memory,
+    ):
+        memory.read(text.history)
+        return {question: memory.focus_on(question) for question, _, _ in text.asked}
+
+
+@torch.inference_mode()
+def by_paging(base: FrozenBase, text: Text, places: int) -> dict[str, Score]:
     """Paged memories that read in steps with the same budget, by who chooses."""
-    found = {}
+    found, model = {}, base.model
     spared = places // 32 // 4  # a quarter of the places, where gists compete with wanted blocks
     limits = FocusLimits(places, recent_tokens=places // 4, gist_pages_min=spared)
     for name, (focus, gists, rows) in PAGED.items():
         config = PagedConfig(
             limits=limits,
-            focus=focus,  # type: ignore[arg-type]
+            focus="step" if focus == "step" else "caller",
             gists=gists,  # type: ignore[arg-type]
             gist_rows=rows,  # type: ignore[arg-type]
             read_tokens=min(256, places // 2),
         )
+        wanted = chosen_by_question(base, text, config) if focus == "question" else {}
         with attach(model, config) as memory:
             began = time.perf_counter()
             memory.read(text.history)
             seconds = time.perf_counter() - began
-            reader = Rewound(model, memory, focus == "step")
+            reader = Rewound(model, memory, wanted)
             found[name] = scores(text, reader.fresh)
-            in_focus = len(memory.in_focus()) * memory.pool.page_bytes
             found[name] |= {
                 "read_s": seconds,
                 "token_ms": 1e3 * token_seconds(reader.fresh("")),
-                "held_mib": in_focus / 2**20,
+                "held_mib": attended_bytes(memory) / 2**20,
             }
     return found
 
@@ -283,7 +343,7 @@ def run(bench: Bench) -> None:
         Path(__file__).read_text() + (Path(__file__).parent / "bench_paged_decode.py").read_text()
     ) * 3
     text = Text(base.tokenizer, body, 1, history, 32)
-    found = by_paging(base.model, text, places)
+    found = by_paging(base, text, places)
     for name, row in found.items():
         case = Case(name, {"history": history, "places": places})
         bench.record(case, "megacontext", [row["token_ms"] / 1e3])
@@ -297,11 +357,12 @@ def table(rows: list[dict[str, Score]]) -> list[str]:
         "|---|---|---|---|---|---|---|",
     ]
     for name in rows[0]:
-        mean = {k: statistics.fmean(r[name][k] for r in rows) for k in rows[0][name]}
-        lines.append(
-            f"| {name} | {mean['read_s']:.1f} | {mean['token_ms']:.1f} | {mean['held_mib']:.1f} | "
-            f"{mean['follows']:.3f} | {mean['digits']:.2f} | {100 * mean['right']:.0f} % |"
-        )
+        cells = [
+            show.format(statistics.fmean(r[name][field] for r in rows)) if field in rows[0][name]
+            else "-"
+            for field, show in COLUMNS.items()
+        ]  # fmt: skip
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
 
@@ -318,6 +379,8 @@ def draw(rows: list[dict[str, Score]], path: Path) -> None:
         strict=True,
     ):
         for name in rows[0]:
+            if field not in rows[0][name]:
+                continue
             held = statistics.fmean(r[name]["held_mib"] for r in rows)
             value = statistics.fmean(r[name][field] for r in rows)
             axis.scatter(held, value, marker="s" if name.startswith("paged") else "o")
@@ -343,7 +406,7 @@ def main() -> None:
     began = time.monotonic()
     for number, body in enumerate(bodies(options.texts)):
         text = Text(base.tokenizer, body, number, options.history, options.scored)
-        found = by_paging(base.model, text, options.places)
+        found = by_paging(base, text, options.places)
         rows.append({**by_caches(base.model, text, options.places), **found})
         result = {"history": options.history, "places": options.places, "texts": rows}
         (options.out / "peers.json").write_text(json.dumps(result, indent=1) + "\n")

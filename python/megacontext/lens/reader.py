@@ -33,7 +33,7 @@ class QuestionReader:
 
     @torch.inference_mode()
     def log_likelihood(self, question: str, passages: Sequence[TokenArray]) -> NDArray[np.float32]:
-        """ln p(question | passage) float32 [N], summed over the question's tokens."""
+        """ln p(token | passage, question before it) float32 [N, T], T tokens of the question."""
         asked = self._base.tokenizer.encode(question)[:_QUESTION_TOKENS_MAX]
         prompts = [
             Prompt.of_tokens(np.concatenate([self._before, passage, self._ask, asked]))
@@ -45,4 +45,4 @@ class QuestionReader:
         chosen = torch.from_numpy(asked.astype(np.int64)).to(logits.device)
         likelihood = torch.log_softmax(logits[:, :-1], dim=-1)
         picked = likelihood.gather(-1, chosen.expand(len(passages), -1)[..., None])
-        return picked.squeeze(-1).sum(dim=-1).cpu().numpy()
+        return picked.squeeze(-1).float().cpu().numpy()

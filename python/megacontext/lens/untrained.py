@@ -125,15 +125,24 @@ class UntrainedLens:
             kept = heights >= self.config.keep_ratio
             return _rescored(candidates, np.where(kept, heights, 0.0), self.config.max_passages)
         texts = [history.tokens(p.partition, p.start_block, p.end_block) for p in candidates]
-        likelihood = self._reader.log_likelihood(question.text, texts)
+        by_token = self._reader.log_likelihood(question.text, texts)
+        return _rescored(candidates, self._read_scores(by_token, heights), len(candidates))
+
+    def _read_scores(self, by_token: Evidence, heights: Evidence) -> Evidence:
+        """Scores in (0, 1] of the candidates to show, 0 of others. `by_token` [N, T] is ln p of
+        each token of the question behind each candidate, `heights` [N] their evidence."""
+        likelihood = by_token.sum(axis=1)
         nats = likelihood + self.config.evidence_nats * heights
         behind = nats.max() - nats
-        kept = behind <= self.config.keep_nats
-        count = self.config.max_passages
+        kept, count = behind <= self.config.keep_nats, self.config.max_passages
         together = _set_apart(likelihood, self.config.apart_nats)
         if together.sum() > count:
             kept, count = kept | together, int(together.sum())
-        return _rescored(candidates, np.where(kept, np.exp(-behind / 8.0), 0.0), count)
+        shown = [int(i) for i in np.argsort(behind, kind="stable") if kept[i]][:count]
+        shown = _completed(shown, by_token, self.config.complement_nats)
+        scores = np.zeros(len(behind), dtype=np.float32)
+        scores[shown] = np.exp(-behind[shown] / 8.0)
+        return scores
 
 
 def _signed(axis: BlockAxis, evidence: Evidence, passages: list[Passage]) -> Evidence:
@@ -164,6 +173,21 @@ def _set_apart(likelihood: Evidence, apart_nats: float) -> NDArray[np.bool_]:
     if drops[last] >= max(apart_nats, 2.0 * float(falling[0] - falling[last])):
         apart[order[: last + 1]] = True
     return apart
+
+
+def _completed(shown: list[int], by_token: Evidence, complement_nats: float) -> list[int]:
+    """`shown` and the candidates that explain what nothing shown does, each by `complement_nats`.
+
+    A question may have several subjects, each in a passage of its own. As a whole it is explained
+    best by one of them, and the others are far behind; but each explains its own words far better.
+    """
+    shown = list(shown)
+    while True:
+        gains = np.maximum(by_token - by_token[shown].max(axis=0), 0.0).sum(axis=1)
+        best = int(gains.argmax())
+        if gains[best] < complement_nats:
+            return shown
+        shown.append(best)
 
 
 def _rescored(passages: list[Passage], scores: NDArray[np.float32], count: int) -> list[Passage]:

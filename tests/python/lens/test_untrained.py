@@ -14,6 +14,7 @@ import torch
 from megacontext.config import K, LensConfig
 from megacontext.lens import Question, Sketcher, UntrainedLens, similarity, sketch
 from megacontext.lens.block_axis import BlockAxis
+from megacontext.lens.untrained import _completed
 from tests.python.lens.words import Words, history
 
 
@@ -152,7 +153,7 @@ class Likelihoods:
     """A reader that gives each passage the likelihood that is written in it."""
 
     def log_likelihood(self, question, passages):
-        return np.array([int(tokens[0]) for tokens in passages], np.float32) - 200.0
+        return np.array([[int(tokens[0]) - 200] for tokens in passages], np.float32)
 
 
 class Numbered(Words):
@@ -186,3 +187,23 @@ def test_several_passages_that_answer_alike_are_shown_together(likelihoods, show
         for p in scores.passages
     ]
     assert sorted(found) == sorted(shown)
+
+
+class TestSeveralSubjects:
+    # One row a candidate: how far each of its four tokens of the question is from being expected.
+    def test_each_passage_that_explains_words_of_its_own_is_shown(self):
+        by_token = np.full((6, 4), -10.0, np.float32)
+        for subject in range(4):
+            by_token[subject + 1, subject] = -1.0
+        assert sorted(_completed([3], by_token, 7.5)) == [1, 2, 3, 4]
+
+    def test_the_best_twin_comes_and_the_other_does_not(self):
+        by_token = np.array([[-1, -9], [-9, -1], [-9, -0.5]], np.float32)
+        assert _completed([0], by_token, 7.5) == [0, 2]
+
+    def test_many_small_gains_of_a_plain_question_bring_nothing(self):
+        by_token = np.array([[-2.0] * 12, [-1.5] * 12], np.float32)
+        assert _completed([0], by_token, 7.5) == [0]
+
+    def test_all_shown_stays(self):
+        assert _completed([1, 0], np.zeros((2, 3), np.float32), 7.5) == [1, 0]
