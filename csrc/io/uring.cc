@@ -95,19 +95,24 @@ void Ring::push(const BatchRead& read, int descriptor, size_t index) {
   std::atomic_ref(*submit_tail_).store(tail + 1, std::memory_order_release);
 }
 
-int Ring::enter(uint32_t submitted, uint32_t wanted) {
-  const long got = ::syscall(__NR_io_uring_enter, fd_, submitted, wanted, IORING_ENTER_GETEVENTS,
+uint32_t Ring::submit(uint32_t count, uint32_t wanted) {
+  const long got = ::syscall(__NR_io_uring_enter, fd_, count, wanted, IORING_ENTER_GETEVENTS,
                              nullptr, size_t{0});
-  return got >= 0 ? static_cast<int>(got) : -errno;
+  if (got >= 0) return static_cast<uint32_t>(got);
+  const bool passing = errno == EINTR || errno == EAGAIN || errno == EBUSY;
+  // Buffers are in the kernel's hands: there is no way back, and no such error is known.
+  if (!passing) assertion_failed(std::strerror(errno), __FILE__, __LINE__);
+  return 0;
 }
 
-size_t Ring::reap(std::span<BatchRead> reads, std::vector<size_t>& again,
-                  const std::function<void(size_t)>& done) {
-  size_t ended = 0;
+uint32_t Ring::reap(std::span<BatchRead> reads, std::vector<size_t>& again,
+                    std::vector<size_t>& landed) {
+  uint32_t reaped = 0;
   uint32_t head = *done_head_;
   while (head != std::atomic_ref(*done_tail_).load(std::memory_order_acquire)) {
     const io_uring_cqe completion = completions_[head & done_mask_];
     std::atomic_ref(*done_head_).store(++head, std::memory_order_release);
+    ++reaped;
     const auto index = static_cast<size_t>(completion.user_data);
     BatchRead& read = reads[index];
     if (completion.res == -EINTR || completion.res == -EAGAIN) {
@@ -123,15 +128,14 @@ size_t Ring::reap(std::span<BatchRead> reads, std::vector<size_t>& again,
       read.status = Status::io_error(
           str_cat("read at ", read.offset, ": ", std::strerror(-completion.res)), -completion.res);
     }
-    ++ended;
-    done(index);
+    landed.push_back(index);
   }
-  return ended;
+  return reaped;
 }
 
 void Ring::run(std::span<BatchRead> reads, std::span<const int> descriptors,
                const std::function<void(size_t)>& done) {
-  std::vector<size_t> again;
+  std::vector<size_t> again, landed;
   size_t next = 0, ended = 0;
   uint32_t unsubmitted = 0, in_flight = 0;  // in_flight counts the unsubmitted ones
   while (ended < reads.size()) {
@@ -141,16 +145,14 @@ void Ring::run(std::span<BatchRead> reads, std::span<const int> descriptors,
       push(reads[index], descriptors[index], index);
       ++unsubmitted, ++in_flight;
     }
+    // The queue is filled before what landed is handed on, so that the disk is busy meanwhile.
     // Waiting for several at a time saves system calls; most of the queue stays full.
-    const int got = enter(unsubmitted, std::max(1u, in_flight / 8));
-    if (got > 0) unsubmitted -= static_cast<uint32_t>(got);
-    const size_t before = again.size();
-    const size_t now = reap(reads, again, done);
-    ended += now;
-    in_flight -= static_cast<uint32_t>(now + again.size() - before);
-    const bool passing = got >= 0 || got == -EINTR || got == -EAGAIN || got == -EBUSY;
-    // Buffers are in the kernel's hands: there is no way back, and no such error is known.
-    if (!passing) assertion_failed(std::strerror(-got), __FILE__, __LINE__);
+    const uint32_t wanted = landed.empty() ? std::max(1u, in_flight / 8) : 0;
+    if (unsubmitted > 0 || wanted > 0) unsubmitted -= submit(unsubmitted, wanted);
+    for (const size_t index : landed) done(index);
+    ended += landed.size();
+    landed.clear();
+    in_flight -= reap(reads, again, landed);
   }
 }
 

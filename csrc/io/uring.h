@@ -29,10 +29,13 @@ class Ring {
   Status map(const io_uring_params& params);
   bool can_read() const;
   void push(const BatchRead& read, int descriptor, size_t index);
-  int enter(uint32_t submitted, uint32_t wanted);
-  // Looks at what the kernel has finished; returns how many reads ended.
-  size_t reap(std::span<BatchRead> reads, std::vector<size_t>& again,
-              const std::function<void(size_t)>& done);
+  // Hands `count` pushed entries to the kernel and waits until `wanted` are finished; returns how
+  // many it took.
+  uint32_t submit(uint32_t count, uint32_t wanted);
+  // Takes what the kernel has finished, and returns how much that is: reads that ended go to
+  // `landed`, those that are to be submitted once more to `again`.
+  uint32_t reap(std::span<BatchRead> reads, std::vector<size_t>& again,
+                std::vector<size_t>& landed);
 
   int fd_ = -1;
   uint32_t depth_ = 0;
