@@ -327,13 +327,13 @@ def by_paging(base: FrozenBase, text: Text, places: int) -> dict[str, Score]:
     return found
 
 
-def bodies(texts: int) -> list[str]:
+def bodies(texts: int, characters: int = 60_000) -> list[str]:
     """Real texts: essays and paragraphs of the demo's corpus, joined to be long enough."""
     documents = sorted(load_corpus().documents, key=lambda d: -len(d.text))
     size = len(documents[0].text)
     whole = "\n\n".join(d.text for d in documents)
     start = max(1, min(size, len(whole)) // max(texts, 1))
-    return [whole[n * start : n * start + 60_000] for n in range(texts)]
+    return [whole[n * start : n * start + characters] for n in range(texts)]
 
 
 def run(bench: Bench) -> None:
