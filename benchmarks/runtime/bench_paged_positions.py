@@ -19,7 +19,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,13 +100,15 @@ def placed(rule: str) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def measure(base: FrozenBase, text: Text, places: int) -> dict[str, Score]:
+def measure(
+    base: FrozenBase, text: Text, places: int, rules: Sequence[str] = tuple(RULES)
+) -> dict[str, Score]:
     """Scores by rule and focus, one stream."""
     found = {}
     limits = FocusLimits(places, recent_tokens=places // 4)
     config = PagedConfig(limits=limits, gists="off", read_tokens=min(256, places // 2))
     wanted = chosen_by_question(base, text, config)
-    for rule in RULES:
+    for rule in rules:
         for focus in ("step", "question"):
             settings = replace(config, focus="step" if focus == "step" else "caller")
             with placed(rule), attach(base.model, settings) as memory:
@@ -121,8 +123,10 @@ def run(bench: Bench) -> None:
     base = load("smollm2")
     history, places = (320, 128) if bench.smoke else (12_288, 2048)
     body = Path(__file__).read_text() * 20
+    text = Text(base.tokenizer, body, 1, history, 8 if bench.smoke else 32)
+    text.asked = text.asked[:1]
     began = time.perf_counter()
-    found = measure(base, Text(base.tokenizer, body, 1, history, 32), places)
+    found = measure(base, text, places, ("packed", "stretched") if bench.smoke else tuple(RULES))
     case = Case("one text", {"history": history, "places": places})
     bench.record(case, "all rules", [time.perf_counter() - began])
     for name, row in found.items():
