@@ -67,6 +67,7 @@ class Example:
     answer_prefix: str = ""
     max_new_tokens: int = 32
     # For scorer `first_named`: of these, the first that is named must be the answer.
+    # For scorer `passes_tests`: the code before the answer and the code behind it.
     options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from megacontext.eval.long.filler import PACKAGE
 from megacontext.eval.long.loaders import is_local, local_file
+from megacontext.eval.long.tasks.humaneval import HUMANEVAL_TASKS, problem_file
 
 # Everything that makes examples; a change in any of them makes them again.
 _SOURCES = ("example.py", "filler.py", "haystack.py", "loaders.py", "vocabulary.py", "tasks/*.py")
@@ -24,11 +25,13 @@ def recipe(task: str, tokenizer_hash: str) -> str:
     """Digest of what the examples of `task` depend on beside length, index and seed: code, texts,
     tokenizer (lengths are counted with it), and Python (code tasks ask about its library).
 
-    Raises: NotFound for a local file that is missing.
+    Raises: NotFound for a local file or a problem set that is missing.
     """
     parts = [task, tokenizer_hash, _code(), platform.python_version(), *question_hashes().values()]
     if is_local(task):
         parts.append(hashlib.sha256(local_file(task).read_bytes()).hexdigest())
+    if task in {made.name for made in HUMANEVAL_TASKS}:
+        parts.append(hashlib.sha256(problem_file().read_bytes()).hexdigest())
     return hashlib.sha256("|".join(parts).encode()).hexdigest()
 
 

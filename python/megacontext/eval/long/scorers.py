@@ -13,9 +13,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from megacontext.eval.long.example import Example
+from megacontext.eval.long.run_tests import passes
 from megacontext_ext.errors import NotFound
 
 Scorer = Callable[[str, Sequence[str]], float]
+OptionScorer = Callable[[str, Sequence[str], Sequence[str]], float]
 
 _ARTICLES = frozenset(("a", "an", "the"))
 # Identifiers and numbers with separators stay whole: "3-5", "a_b", "2.50", "4e1f-9a".
@@ -91,20 +93,47 @@ def edit_similarity(prediction: str, answers: Sequence[str]) -> float:
     )
 
 
+def function_body(completion: str) -> str:
+    """The lines of `completion` that still belong to the function it goes on with: up to the first
+    one that is not indented, or a fence of Markdown."""
+    kept = []
+    for line in completion.split("\n"):
+        if line.strip() and (not line[0].isspace() or line.lstrip().startswith("```")):
+            break
+        kept.append(line)
+    return "\n".join(kept)
+
+
+def passes_tests(prediction: str, answers: Sequence[str], options: Sequence[str]) -> float:
+    """1 when `prediction` completes a function that passes its tests. Runs it: see `run_tests`.
+
+    Args:
+        answers: not looked at: any function that passes will do.
+        options: the function as far as its docstring, without a line end; the code that tests it.
+    """
+    before, behind = options
+    return float(passes(f"{before}\n{function_body(prediction)}\n{behind}"))
+
+
 SCORERS: dict[str, Scorer] = {
     scorer.__name__: scorer
     for scorer in (exact_match, contains, recall, f1, rouge_l, choice, edit_similarity)
 }
 
 
+_WITH_OPTIONS: dict[str, OptionScorer] = {
+    scorer.__name__: scorer for scorer in (first_named, passes_tests)
+}
+
+
 def score(example: Example, prediction: str) -> float:
     """Score of `prediction` for `example`. Raises NotFound for a scorer that is not known."""
-    if example.scorer == first_named.__name__:
-        return first_named(prediction, example.answers, example.options)
+    if example.scorer in _WITH_OPTIONS:
+        return _WITH_OPTIONS[example.scorer](prediction, example.answers, example.options)
     scorer = SCORERS.get(example.scorer)
     if scorer is None:
         raise NotFound(
-            f"[score] scorer must be one of first_named, {', '.join(SCORERS)}, "
+            f"[score] scorer must be one of {', '.join([*_WITH_OPTIONS, *SCORERS])}, "
             f"got {example.scorer!r}"
         )
     return scorer(prediction, example.answers)

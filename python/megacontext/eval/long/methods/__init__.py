@@ -7,6 +7,7 @@ from pathlib import Path
 
 from megacontext.eval.long.methods.agents import PagingAgent, RecursiveSummary
 from megacontext.eval.long.methods.memory import MemoryMethod
+from megacontext.eval.long.methods.paged import PagedMethod
 from megacontext.eval.long.methods.presses import Press, no_kvpress
 from megacontext.eval.long.methods.reader import Method, NotApplicable, Reader, Reply
 from megacontext.eval.long.methods.retrieval import Neighbours, Retrieval
@@ -29,6 +30,7 @@ METHODS: dict[str, MethodMaker] = {
     "ceiling": lambda reader, _: Ceiling(reader),
     "no_context": lambda reader, _: NoContext(reader),
     "megacontext": lambda reader, folder: MemoryMethod(reader, folder),
+    "paged": lambda reader, folder: PagedMethod(reader, folder),
     "truncation": lambda reader, _: Truncation(reader),
     "sinks_window": lambda reader, _: SinksWindow(reader),
     "rag_bm25": lambda reader, _: Retrieval(reader, "bm25", "rag_bm25"),

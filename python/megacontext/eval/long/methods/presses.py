@@ -11,8 +11,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
-import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import DynamicCache
 
 from megacontext.eval.long.example import Example
-from megacontext.eval.long.methods.reader import NotApplicable, Reader, Reading, Reply, reply_of
+from megacontext.eval.long.methods.reader import NotApplicable, Reader, Reply, reply_of
 from megacontext.models import StepInput, TokenArray
 from megacontext.models.kv_cache import CACHE_ARGUMENT
 
@@ -86,7 +84,8 @@ class Press:
         cache = DynamicCache()
         for layer_number, rows in enumerate(pressed[self.press]):
             cache.update(*rows, layer_number)
-        reading = self._continued(cache, tail, len(history), example.max_new_tokens)
+        places = cache.get_seq_length() + len(tail)
+        reading = self.reader.go_on(cache, tail, len(history), example.max_new_tokens, places)
         layers: list[Any] = list(cache.layers)
         state = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
         return reply_of(reading, ingest_s=ingest_s, state_bytes=state)
@@ -105,30 +104,6 @@ class Press:
         with _pressing(getattr(base, "model", None), presses, cache, pressed):
             base.step(StepInput(torch.arange(len(history))[None], tokens=tokens), cache)
         return pressed
-
-    @torch.inference_mode()
-    def _continued(self, cache: Cache, tail: TokenArray, at: int, count: int) -> Reading:
-        """Greedy decoding behind `tail`, whose first token stands at position `at`."""
-        base, started = self.reader.base, time.perf_counter()
-        ends, stream = base.tokenizer.end_tokens, base.tokenizer.stream()
-        places = cache.get_seq_length() + len(tail)
-        tokens = torch.from_numpy(tail.astype(np.int64))[None]
-        text, logs, first = "", [], math.nan
-        for step in range(count):
-            positions = torch.arange(at, at + tokens.shape[1])[None]
-            logits = base.step(StepInput(positions, tokens=tokens), cache)[0, -1]
-            at += tokens.shape[1]
-            token = int(logits.argmax())
-            if step == 0:
-                first = time.perf_counter() - started
-            logs.append(float(torch.log_softmax(logits, dim=-1)[token]))
-            if token in ends:
-                break
-            text += stream.push(token)
-            tokens = torch.tensor([[token]])
-        text += stream.end()
-        took = time.perf_counter() - started
-        return Reading(text, places, first, took - first, math.exp(sum(logs) / len(logs)))
 
 
 @contextlib.contextmanager

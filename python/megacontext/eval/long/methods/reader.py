@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
+from transformers.cache_utils import Cache
 
 from megacontext.config import FrameConfig, GenerationConfig
 from megacontext.eval.long.example import Example
@@ -191,6 +192,31 @@ class Reader:
         took = time.perf_counter() - started
         confidence = math.exp(sum(logs) / len(logs))
         return Reading(text, len(tokens), first, took - first, confidence)
+
+    @torch.inference_mode()
+    def go_on(
+        self, cache: Cache, tokens: TokenArray, at: int, max_new_tokens: int, places: int
+    ) -> Reading:
+        """Greedy decoding behind `tokens`, of which the first stands at position `at`, over what
+        `cache` holds. `places` is what the answer is said to have taken."""
+        ends, stream = self.base.tokenizer.end_tokens, self.base.tokenizer.stream()
+        started, text, logs, first = time.perf_counter(), "", [], math.nan
+        asked = torch.from_numpy(tokens.astype(np.int64))[None]
+        for step in range(max_new_tokens):
+            positions = torch.arange(at, at + asked.shape[1])[None]
+            logits = self.base.step(StepInput(positions, tokens=asked), cache)[0, -1]
+            at += asked.shape[1]
+            token = int(logits.argmax())
+            if step == 0:
+                first = time.perf_counter() - started
+            logs.append(float(torch.log_softmax(logits, dim=-1)[token]))
+            if token in ends:
+                break
+            text += stream.push(token)
+            asked = torch.tensor([[token]])
+        text += stream.end()
+        took = time.perf_counter() - started
+        return Reading(text, places, first, took - first, math.exp(sum(logs) / len(logs)))
 
     def question_likelihood(self, passage: TokenArray, question: str) -> float:
         """Mean log-probability of `question` behind `passage`: how well the passage prepares it."""

@@ -58,6 +58,30 @@ def definitions() -> tuple[Definition, ...]:
     return tuple(found)
 
 
+def whole_definitions(
+    request: ExampleRequest, rng: random.Random, used: int, without: str
+) -> list[str]:
+    """Definitions from a random place on, wrapping around, that fill the history of `request`.
+
+    Args:
+        used: tokens of the history that are taken already.
+        without: a name that questions give alone: what is called so is left out.
+    """
+    everything, units = definitions(), []
+    at = rng.randrange(len(everything))
+    for step in range(len(everything)):
+        other = everything[(at + step) % len(everything)]
+        if other.name == without:
+            continue
+        tokens = request.count_tokens(other.shown) + 2
+        if used + tokens <= request.length_tokens:
+            used += tokens
+            units.append(other.shown)
+        elif used > 0.95 * request.length_tokens:
+            break
+    return units
+
+
 @dataclass(frozen=True)
 class CodeTask:
     """`file`: which file defines a function; `default`: the default of one of its parameters."""
@@ -75,18 +99,8 @@ class CodeTask:
             if asked is not None and request.count_tokens(target.shown) < request.length_tokens:
                 break
         question, answer, prefix = asked
-        units, used = [], request.count_tokens(target.shown)
-        at = rng.randrange(len(everything))
-        for step in range(len(everything)):
-            other = everything[(at + step) % len(everything)]
-            if other.name == target.name:
-                continue  # the question names the function alone
-            tokens = request.count_tokens(other.shown) + 2
-            if used + tokens <= request.length_tokens:
-                used += tokens
-                units.append(other.shown)
-            elif used > 0.95 * request.length_tokens:
-                break
+        used = request.count_tokens(target.shown)
+        units = whole_definitions(request, rng, used, without=target.name)
         placed = place(units, [target.shown], [request.spread_depth(self.name)], "\n\n")
         return Example(
             task=self.name,
