@@ -141,7 +141,8 @@ class UntrainedLens:
         shown = [int(i) for i in np.argsort(behind, kind="stable") if kept[i]][:count]
         shown = _completed(shown, by_token, self.config.complement_nats)
         scores = np.zeros(len(behind), dtype=np.float32)
-        scores[shown] = np.exp(-behind[shown] / 8.0)
+        # What the allocator expands must be near the best, for whatever reason it is shown.
+        scores[shown] = np.exp(-np.minimum(behind[shown], self.config.keep_nats) / 8.0)
         return scores
 
 

@@ -205,5 +205,14 @@ class TestSeveralSubjects:
         by_token = np.array([[-2.0] * 12, [-1.5] * 12], np.float32)
         assert _completed([0], by_token, 7.5) == [0]
 
+    def test_what_is_shown_scores_near_the_best(self):
+        # Else the allocator would leave out a subject that the question as a whole says little of.
+        by_token = np.full((3, 40), -1.0, np.float32)
+        by_token[0, :30] = by_token[1, 30:] = -0.1
+        scores = UntrainedLens()._read_scores(by_token, np.ones(3, np.float32))
+        assert scores[0] == 1.0
+        assert scores[1] == pytest.approx(np.exp(-LensConfig().keep_nats / 8.0))
+        assert scores[2] == 0.0
+
     def test_all_shown_stays(self):
         assert _completed([1, 0], np.zeros((2, 3), np.float32), 7.5) == [1, 0]
