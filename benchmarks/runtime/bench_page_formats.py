@@ -24,9 +24,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks.harness import Bench, Case
-from benchmarks.runtime.bench_paged_quality import own_text, through
+from benchmarks.runtime.bench_paged_quality import own_text, texts_in_turns, through
 from megacontext.config import K
-from megacontext.eval.held_out import held_out_spans
 from megacontext.eval.statistics import bootstrap_interval
 from megacontext.models import load
 from megacontext.paged import PagedConfig, attach
@@ -115,10 +114,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     model = load("smollm2").model
-    spans = held_out_spans(options.shard, options.history + options.scored + 1, options.texts)
+    width = options.history + options.scored + 1
     rows: list[Found] = []
     options.out.mkdir(parents=True, exist_ok=True)
-    for span in spans:
+    for span in texts_in_turns(options.shard, width, options.texts):
         ids = torch.from_numpy(span.ids.astype(np.int64))
         rows.append(measure(model, ids, options.history))
         print(

@@ -284,7 +284,7 @@ class Rewound:
 
 def attended_bytes(memory: PagedMemory) -> int:
     """Of the pages, gist pages included, that the next token attends to."""
-    return sum(map(len, memory.streams[0].focus(memory.config.limits, 1))) * memory.pool.page_bytes
+    return sum(map(len, memory.streams[0].focus(memory.config.shares, 1))) * memory.pool.page_bytes
 
 
 @torch.inference_mode()

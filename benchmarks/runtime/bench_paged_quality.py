@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.harness import Bench, Case
-from megacontext.eval.held_out import held_out_spans
+from megacontext.eval.held_out import HeldOutSpan, held_out_spans
 from megacontext.eval.statistics import bootstrap_interval, paired_comparison
 from megacontext.models import load
 from megacontext.models.kv_cache import CACHE_ARGUMENT
@@ -101,6 +101,14 @@ def measure(model: torch.nn.Module, ids: Tensor, history: int, places: int) -> d
     return {name: found[name] for name in NAMES}
 
 
+def texts_in_turns(shard: Path, tokens: int, count: int) -> list[HeldOutSpan]:
+    """`count` held-out spans of so many tokens. Domains take turns, so that a run cut short is
+    still spread over them."""
+    spans = held_out_spans(shard, tokens, count)
+    queues = {d: [s for s in spans if s.domain == d] for d in sorted({s.domain for s in spans})}
+    return [q[i] for i in range(count) for q in queues.values() if i < len(q)][:count]
+
+
 def own_text(tokenizer: object, width: int) -> Tensor:
     """Text that is always there: the project's own sources."""
     parts = [p.read_text() for p in sorted((ROOT / "python/megacontext").rglob("*.py"))[:40]]
@@ -152,12 +160,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     model = load("smollm2", dtype=options.dtype).model
-    spans = held_out_spans(options.shard, options.history + options.scored + 1, options.texts)
-    # Domains take turns, so that a run cut short is still spread over them.
-    queues = {d: [s for s in spans if s.domain == d] for d in sorted({s.domain for s in spans})}
-    turns = [q[i] for i in range(options.texts) for q in queues.values() if i < len(q)]
     began, rows = time.monotonic(), []
-    for span in turns[: options.texts]:
+    for span in texts_in_turns(options.shard, options.history + options.scored + 1, options.texts):
         ids = torch.from_numpy(span.ids.astype(np.int64))
         found = measure(model, ids, options.history, options.places)
         rows.append({"source": span.source, "domain": span.domain, "title": span.title, **found})

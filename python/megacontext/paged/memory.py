@@ -204,7 +204,7 @@ class PagedMemory:
 
     def in_focus(self, stream: int = 0) -> list[int]:
         """Blocks that the next single token will read."""
-        return self.streams[stream].in_focus(self.config.limits, 1)
+        return self.streams[stream].in_focus(self.config.shares, 1)
 
     def commit(self) -> None:
         """Everything read so far is in the store, durable, on return.
@@ -236,7 +236,7 @@ class PagedMemory:
             raise InvalidArgument("[paged] a memory with a store must be given token ids")
         for stream, count in zip(self.streams, counts, strict=True):
             if count:
-                stream.in_focus(self.config.limits, count)  # refuses before anything is taken
+                stream.in_focus(self.config.shares, count)  # refuses before anything is taken
         if self._gists is not None:
             own = sum(len(s.own_blocks(n)) for s, n in zip(self.streams, counts, strict=True))
             for number in range(len(self.streams)):
@@ -363,7 +363,7 @@ class PagedMemory:
 
     def _bring_in(self, counts: list[int]) -> list[Focus]:
         """What each stream reads in a step of `counts` new tokens; all of it resident."""
-        residents, limits = self._the_residents(), self.config.limits
+        residents, limits = self._the_residents(), self.config.shares
         while True:
             focuses: list[Focus] = []
             needed: list[PageKey] = []

@@ -24,8 +24,9 @@ class FocusLimits:
     recent_tokens: int = 512
     # Most gist pages a step reads; None: as many as places are left for.
     gist_pages_max: int | None = None
-    # Gist pages that wanted blocks leave room for, where there are so many.
-    gist_pages_min: int = 0
+    # Gist pages that wanted blocks leave room for, where there are so many. None: as PagedConfig
+    # shares places out.
+    gist_pages_min: int | None = None
 
     def __post_init__(self) -> None:
         least = (self.sink_blocks + 2) * K
@@ -35,7 +36,7 @@ class FocusLimits:
                 f"got {self.budget_places}"
             )
         for name in ("recent_tokens", "sink_blocks", "gist_pages_min"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise InvalidArgument(f"[paged] {name} must be >= 0, got {getattr(self, name)}")
 
 
@@ -109,7 +110,7 @@ class Stream:
 
         fill(chain(range(limits.sink_blocks), kept_recent), room)
         beyond = (end + K - 1) // K > room
-        spared = min(limits.gist_pages_min, self.gist_page_count) if beyond else 0
+        spared = min(limits.gist_pages_min or 0, self.gist_page_count) if beyond else 0
         fill(self.wanted, room - spared)
         gists: list[int] = []
         if beyond:

@@ -33,7 +33,14 @@ def folders(tmp_path, monkeypatch):
 
 
 def _lives_in(folder: Path) -> list[int]:
-    """Processes whose working folder is, or was, inside `folder`."""
+    """Processes whose working folder is, or was, inside `folder`. A killed one may take a moment."""
+    until = time.monotonic() + 10
+    while (found := _found_in(folder)) and time.monotonic() < until:
+        time.sleep(0.02)
+    return found
+
+
+def _found_in(folder: Path) -> list[int]:
     found = []
     for process in Path("/proc").iterdir():
         try:
@@ -106,6 +113,7 @@ def test_its_solution_passes_and_a_wrong_body_does_not(number):
 
 def test_score_runs_the_tests_of_the_example():
     example = task("humaneval").make(ExampleRequest(1024))
+    assert example.answer_prefix == f"```python\n{example.options[0]}\n   "
     assert score(example, example.answers[0]) == 1.0
     assert score(example, "\n    pass\n") == 0.0
 
@@ -114,14 +122,15 @@ def test_score_runs_the_tests_of_the_example():
     ("completion", "body"),
     [
         ("    return 1\n", "    return 1\n"),
-        ("\n    a = 1\n\n    return a\n\ndef g():\n    pass", "\n    a = 1\n\n    return a\n"),
-        ("\n    return 1\nprint(f(1))", "\n    return 1"),
-        ("\n    return 1\nclass A:\n    pass", "\n    return 1"),
-        ("\n    return 1\nif __name__ == '__main__':\n    f()", "\n    return 1"),
-        ("\n    return 1\n```\n    more", "\n    return 1"),
-        ("\n    return 1\n    ```\n    more", "\n    return 1"),
-        ("The function adds.", ""),
-        ("", ""),
+        ("\n    a = 1\n\n    return a\n\ndef g():\n    pass", "    a = 1\n\n    return a\n"),
+        (" a = 1\n    return a", "    a = 1\n    return a"),
+        ("return 1\nprint(f(1))", "    return 1"),
+        (" return 1\nclass A:\n    pass", "    return 1"),
+        (" return 1\nif __name__ == '__main__':\n    f()", "    return 1"),
+        (" return 1\n```\n    more", "    return 1"),
+        (" return 1\n    ```\n    more", "    return 1"),
+        ("```\nThe function adds.", ""),
+        ("", "    "),
     ],
 )
 def test_completion_is_cut_where_it_leaves_the_function(completion, body):

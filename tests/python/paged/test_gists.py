@@ -176,6 +176,17 @@ def test_focus_prefers_wanted_blocks_to_gists():
     assert len(blocks) + len(gists) == 8
 
 
+def test_a_share_for_gists_where_the_queries_would_want_every_place():
+    limits = FocusLimits(budget_places=2048)
+    assert PagedConfig(limits, focus="step").shares.gist_pages_min == 16
+    assert PagedConfig(limits).shares == limits
+    chosen = FocusLimits(budget_places=2048, gist_pages_min=0)
+    assert PagedConfig(chosen, focus="step").shares == chosen
+    stream = Stream(token_count=32 * 1000, gisted_blocks=992, wanted=list(range(400, 500)))
+    assert len(stream.focus(PagedConfig(limits, focus="step").shares, 1)[1]) == 16
+    assert stream.focus(limits, 1)[1] == []
+
+
 @pytest.mark.smollm2
 @pytest.mark.slow
 @torch.inference_mode()

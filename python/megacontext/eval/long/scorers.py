@@ -95,9 +95,10 @@ def edit_similarity(prediction: str, answers: Sequence[str]) -> float:
 
 def function_body(completion: str) -> str:
     """The lines of `completion` that still belong to the function it goes on with: up to the first
-    one that is not indented, or a fence of Markdown."""
-    kept = []
-    for line in completion.split("\n"):
+    one that is not indented, or a fence of Markdown. The first line of code is indented by four
+    whatever it comes with, as a prompt may have given a part of that."""
+    kept: list[str] = []
+    for line in ("    " + completion.lstrip()).split("\n"):
         if line.strip() and (not line[0].isspace() or line.lstrip().startswith("```")):
             break
         kept.append(line)

