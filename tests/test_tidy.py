@@ -45,7 +45,7 @@ PYTHON_MAY_IMPORT = {
     "keeping": {"config", "models", "remote", "runtime", "curate", "transfer"},
     "memory": {"config", "models", "gists", "lens", "remote", "runtime", "view", "keeping"},
     "train": {"config", "models", "gists", "lens", "runtime", "eval"},
-    "eval": {"config", "models", "gists", "lens", "runtime", "memory"},
+    "eval": {"config", "models", "gists", "lens", "runtime", "memory", "paged"},
 }
 PYTHON_LEAVES = {"cli", "demo", "__init__", "__main__"}
 

@@ -33,7 +33,7 @@ def folders(tmp_path, monkeypatch):
 
 
 def _lives_in(folder: Path) -> list[int]:
-    """Processes whose working folder is, or was, inside `folder`. A killed one may take a moment."""
+    """Processes whose working folder is or was in `folder`; killed ones get a moment to go."""
     until = time.monotonic() + 10
     while (found := _found_in(folder)) and time.monotonic() < until:
         time.sleep(0.02)

@@ -9,6 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from megacontext.eval.long.example import ExampleRequest
 from megacontext.eval.long.methods import NotApplicable, Reader, method
+from megacontext.eval.long.methods.paged import PagedMethod
 from megacontext.eval.long.tasks import task
 from megacontext.models import TransformersBase
 from megacontext.paged import PagedMemory
@@ -72,3 +73,9 @@ def test_the_question_chooses_what_is_read(roomy_base, example, tmp_path, monkey
 def test_a_base_whose_heads_pages_cannot_have_is_not_applicable(tiny_base, example, tmp_path):
     with pytest.raises(NotApplicable, match="head width"):
         method("paged", Reader(tiny_base, BUDGET), tmp_path).answer(example)
+
+
+def test_a_history_that_takes_too_long_to_read_is_not_applicable(roomy_base, example, tmp_path):
+    method = PagedMethod(Reader(roomy_base, BUDGET), tmp_path, max_tokens=64)
+    with pytest.raises(NotApplicable, match="at most 64"):
+        method.answer(example)

@@ -98,7 +98,8 @@ def _against_answers(entry: dict[str, Any], folder: Path) -> Iterator[str]:
 
 
 def _again(entry: dict[str, Any], folder: Path, count_tokens: CountTokens) -> Iterator[str]:
-    """Examples made and answers scored anew; tasks from a user's own files are left out."""
+    """Examples made and answers scored anew. Left out: tasks from a user's own files, and those
+    whose scorer runs what a model wrote."""
     last: tuple[tuple[str, int, int], Any] | None = None
     for row in newest_rows(folder):
         if row["task"] not in TASKS or row["status"] != "answered":

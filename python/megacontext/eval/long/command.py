@@ -17,7 +17,7 @@ from megacontext.eval.long.reproduce import Figure
 from megacontext.eval.long.reproduce import reproduce as reproduce_figure
 from megacontext.eval.long.runner import RunConfig, answer_count
 from megacontext.eval.long.runner import run as run_config
-from megacontext.eval.long.tasks import RULER, TASKS
+from megacontext.eval.long.tasks import NAMED_ONLY, RULER, TASKS
 from megacontext_ext.errors import InvalidArgument, MegaContextError
 
 app = typer.Typer(
@@ -150,7 +150,7 @@ def reproduce(
 def list_names() -> None:
     """Tasks, methods and public benchmarks by name."""
     typer.echo("tasks (groups: ruler, all)")
-    for name, entry in TASKS.items():
+    for name, entry in (TASKS | NAMED_ONLY).items():
         typer.echo(f"  {name:24s}{entry.category}")
     typer.echo("methods (group: all)")
     for name in METHODS:

@@ -31,6 +31,8 @@ class PagedMethod:
 
     reader: Reader
     workspace: Path
+    # The base reads every token once: above this an example takes more than minutes on a CPU.
+    max_tokens: int = 100_000
     name: str = "paged"
 
     @property
@@ -46,13 +48,15 @@ class PagedMethod:
     @property
     def about(self) -> str:
         return (
-            f"the paged memory of this package: {self.config}; the question chooses blocks, "
-            f"{self.asked.budget_places} places of them"
+            f"the paged memory of this package, up to {self.max_tokens} tokens: {self.config}; "
+            f"the question chooses blocks, {self.asked.budget_places} places of them"
         )
 
     def answer(self, example: Example) -> Reply:
         before, tail = self.reader.around(example)
         history = np.concatenate([before, self.reader.history_tokens(example)])
+        if len(history) > self.max_tokens:
+            raise NotApplicable(f"{len(history)} tokens, read one by one at most {self.max_tokens}")
         model: Any = getattr(self.reader.base, "model", None)
         tokenizer = self.reader.base.tokenizer
         with tempfile.TemporaryDirectory(dir=self.workspace) as folder:
