@@ -26,7 +26,7 @@ from megacontext.eval.lens.methods import Ranking, lenses, rankings, window_axis
 from megacontext.eval.lens.report import summarise, write_report
 from megacontext.eval.lens.streams import SPLITS, StreamQuestion, make_stream
 from megacontext.eval.long.manifest import write_manifest
-from megacontext.lens import UntrainedLens
+from megacontext.lens import QuestionReader, UntrainedLens
 from megacontext.lens.trained import load_net, shipped_lenses
 from megacontext.models import load
 
@@ -62,7 +62,7 @@ def recall_row(
     by_name: dict[str, UntrainedLens],
 ) -> dict[str, Any]:
     """Kind and document of a question; recall at each count of windows by method; what each lens
-    shows at run time without a reader, in blocks, and the recall of that."""
+    shows at run time, with the reader where it has one, in blocks, and the recall of that."""
     (chosen,) = choose(held, [asked], ways)
     row: dict[str, Any] = {"kind": asked.kind, "document": asked.group}
     row["recall"] = {
@@ -71,7 +71,7 @@ def recall_row(
     }
     row["shown"], row["blocks"] = {}, {}
     for name, lens in by_name.items():
-        passages = lens.score(held.history, held.question(asked)).passages
+        passages = lens.score(held.history, held.question(asked, reads=True)).passages
         shown = [(p.partition, p.start_block, p.end_block) for p in passages]
         row["shown"][name] = recall(held, asked, shown)
         row["blocks"][name] = sum(end - start for _, start, end in shown)
@@ -193,6 +193,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--gain-groups", type=int, default=8, help="0 leaves the gains out")
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--read", action="store_true", help="the base reads passages, as at run time"
+    )
     parser.add_argument("--model", default="smollm2")
     given = parser.parse_args(arguments)
     base = load(given.model)
@@ -202,10 +205,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name: load_net(folder / "lens.safetensors", json.loads((folder / "card.json").read_text()))
         for name, folder in folders.items()
     }
-    ways, by_name = rankings(nets, held), lenses(nets, held)
+    reader = QuestionReader(base) if given.read else None
+    ways, by_name = rankings(nets, held), lenses(nets, held, reader)
     questions = sample(held, given.questions, given.seed)
     rows = kept_rows(
-        given.work / "rows" / given.split / f"{_digest(folders)}.jsonl",
+        given.work / "rows" / given.split / f"{_digest(folders)}{'-read' * given.read}.jsonl",
         questions,
         lambda asked: recall_row(held, asked, ways, by_name),
         given.most,
@@ -217,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = {name: str(value) for name, value in vars(given).items()}
     write_manifest(given.out, settings, base.facts.identity)
     blocks = sum(held.history.block_counts().values())
-    result = {"history_blocks": blocks, "recall": rows, "gain": gains}
+    result = {"history_blocks": blocks, "recall": rows, "gain": gains, "reader": given.read}
     (given.out / "rows.json").write_text(json.dumps(result))
     write_report(given.out, summarise(result))
     print(f"[lens] report: {given.out / 'report.md'}")

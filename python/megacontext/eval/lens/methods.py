@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from megacontext.eval.lens.gains import Window
 from megacontext.eval.lens.histories import StreamHistory
 from megacontext.eval.lens.streams import StreamQuestion
-from megacontext.lens import UntrainedLens
+from megacontext.lens import QuestionReader, UntrainedLens
 from megacontext.lens.block_axis import BlockAxis
 from megacontext.lens.features import FEATURES, ROOM, block_fields
 from megacontext.lens.net import LensNet
@@ -32,11 +32,13 @@ def rankings(nets: Mapping[str, LensNet], held: StreamHistory) -> dict[str, Rank
     return {**found, **{name: _lens(lens) for name, lens in lenses(nets, held).items()}}
 
 
-def lenses(nets: Mapping[str, LensNet], held: StreamHistory) -> dict[str, UntrainedLens]:
-    """The untrained lens and a trained one for each net, none with a reader."""
-    found = {"untrained": UntrainedLens()}
+def lenses(
+    nets: Mapping[str, LensNet], held: StreamHistory, reader: QuestionReader | None = None
+) -> dict[str, UntrainedLens]:
+    """The untrained lens and a trained one for each net, with the same reader behind."""
+    found = {"untrained": UntrainedLens(reader=reader)}
     for name, net in nets.items():
-        found[name] = TrainedLens(net, held.sketcher, held.base.tokenizer)
+        found[name] = TrainedLens(net, held.sketcher, held.base.tokenizer, reader=reader)
     return found
 
 

@@ -46,7 +46,12 @@ def ratio(
 
 def summarise(result: dict[str, Any]) -> dict[str, Any]:
     """Figures by kind of question: recall, gain, and the lead of each lens over its rivals."""
-    summary: dict[str, Any] = {"history_blocks": result["history_blocks"], "recall": {}, "gain": {}}
+    summary: dict[str, Any] = {
+        "history_blocks": result["history_blocks"],
+        "reader": result.get("reader", False),
+        "recall": {},
+        "gain": {},
+    }
     for kind, rows in _by_kind(result["recall"]).items():
         samples = resampled([row["document"] for row in rows])
         one = np.ones(len(rows))
@@ -134,7 +139,8 @@ def write_report(out: Path, summary: dict[str, Any]) -> None:
             for name in next(iter(table.values()))[part]:
                 cells = [_cell(column[part][name]) for column in table.values()]
                 lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += ["", "## What is shown at run time, without a reader", ""]
+    reader = "with" if summary["reader"] else "without"
+    lines += ["", f"## What is shown at run time, {reader} the reader", ""]
     lines += ["| | gold blocks shown | blocks shown |", "|---|---|---|"]
     for kind, figures in summary["shown"].items():
         for name, figure in figures["methods"].items():
