@@ -77,7 +77,7 @@ WAYS = {
 }
 
 
-# Compared besides: what merging adds to one of its windows, and what the places would give undivided.
+# Compared besides: what merging adds to one window, and what all the places give undivided.
 PAIRS = (
     ("two windows, by timeline, by certainty", "one window, half the places"),
     ("four windows, by timeline, by certainty", "one window, a quarter of the places"),
