@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,8 +167,11 @@ def pressed(model: PreTrainedModel, press: Any) -> Iterator[None]:
         return original(module, given, named, output)
 
     press.forward_hook = hook
-    with press(model):
-        yield
+    try:
+        with press(model):
+            yield
+    finally:
+        press.forward_hook = original
 
 
 def windowed(full: DynamicCache, places: int) -> DynamicCache:
@@ -247,7 +251,8 @@ def asked_first(model: PreTrainedModel, text: Text, press: Any) -> Score:
     def asked(_: str, lead: Tensor) -> Ask:
         cache, began = DynamicCache(), time.perf_counter()
         given = torch.cat((text.history, lead), 1)
-        with pressed(model, press):
+        # Its window is the question, or what it looks for would be mostly what the text looks for.
+        with pressed(model, replace(press, window_size=lead.shape[1])):
             model(given, **{CACHE_ARGUMENT: cache, "use_cache": True, "logits_to_keep": 1})
         seconds.append(time.perf_counter() - began)
         held.append(cache_bytes(cache) / 2**20)

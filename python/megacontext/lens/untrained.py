@@ -30,6 +30,11 @@ _WORD = re.compile(r"\w+")
 _SPREAD_DECAY = 0.95
 # Score of a block that is not wanted, at most: below zero, so that it may be collapsed.
 _UNWANTED = -0.01
+# ln p of a token that a base of little precision holds for impossible, or cannot tell.
+_IMPOSSIBLE = -1e4
+# Nats a token below which one passage explains it no better than another: noise, which adds up over
+# the tokens of a long question.
+_NOISE_NATS = 1.0
 
 
 class UntrainedLens:
@@ -131,6 +136,7 @@ class UntrainedLens:
     def _read_scores(self, by_token: Evidence, heights: Evidence) -> Evidence:
         """Scores in (0, 1] of the candidates to show, 0 of others. `by_token` [N, T] is ln p of
         each token of the question behind each candidate, `heights` [N] their evidence."""
+        by_token = np.nan_to_num(by_token, nan=_IMPOSSIBLE, neginf=_IMPOSSIBLE)
         likelihood = by_token.sum(axis=1)
         nats = likelihood + self.config.evidence_nats * heights
         behind = nats.max() - nats
@@ -184,7 +190,8 @@ def _completed(shown: list[int], by_token: Evidence, complement_nats: float) -> 
     """
     shown = list(shown)
     while True:
-        gains = np.maximum(by_token - by_token[shown].max(axis=0), 0.0).sum(axis=1)
+        better = by_token - by_token[shown].max(axis=0) - _NOISE_NATS
+        gains = np.maximum(better, 0.0).sum(axis=1)
         best = int(gains.argmax())
         if gains[best] < complement_nats:
             return shown

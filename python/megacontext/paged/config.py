@@ -49,9 +49,15 @@ class PagedConfig:
         gists of the others finds facts better (benchmarks/results/2026-11-26-paged-peers: 0.52
         nats a digit). The blocks that a question or the caller names come first.
         """
-        if self.limits.gist_pages_min is not None or self.focus != "step":
+        given = self.limits.gist_pages_min is not None
+        if given or self.focus != "step" or self.gists == "off":
             return self.limits
         return replace(self.limits, gist_pages_min=self.limits.budget_places // K // 4)
+
+    @property
+    def choice_blocks(self) -> int:
+        """Blocks that a choice of the step's queries may bring into focus, at most."""
+        return self.limits.budget_places // K - (self.shares.gist_pages_min or 0)
 
     def __post_init__(self) -> None:
         for name in ("read_tokens", "commit_tokens", "refocus_tokens"):

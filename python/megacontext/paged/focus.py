@@ -141,8 +141,9 @@ class StepFocus:
             return None
         self._since[number] = 0
         scores = self._keys[number].score(torch.stack(heard), self._shape[-1] ** -0.5)
-        room = self._config.limits.budget_places // K
-        return order_blocks(scores, stream.wanted[:room], 2 * room, self._config.hysteresis)
+        held = stream.wanted[: self._config.choice_blocks]
+        count = 2 * self._config.limits.budget_places // K
+        return order_blocks(scores, held, count, self._config.hysteresis)
 
     def add(self, number: int, content: Tensor) -> Tensor:
         """Takes whole pages [N, L, 2, Hkv, 32, E] of the next blocks; returns their mean keys."""

@@ -436,7 +436,7 @@ class PagedMemory:
             scores = chooser.choose(number, stream)
             if scores is None:
                 continue
-            room = self.config.limits.budget_places // K
+            room = self.config.choice_blocks
             before, stream.wanted = stream.wanted[:room], list(scores)
             self._log.changes(number, stream, (before, stream.wanted[:room]), scores, "step")
             ahead = [PageKey(number, "tokens", block) for block in stream.wanted]

@@ -110,15 +110,15 @@ class Stream:
 
         fill(chain(range(limits.sink_blocks), kept_recent), room)
         beyond = (end + K - 1) // K > room
-        spared = min(limits.gist_pages_min or 0, self.gist_page_count) if beyond else 0
+        most = room if limits.gist_pages_max is None else limits.gist_pages_max
+        spared = min(limits.gist_pages_min or 0, most, self.gist_page_count) if beyond else 0
         fill(self.wanted, room - spared)
         gists: list[int] = []
         if beyond:
-            most = room - len(chosen)
-            if limits.gist_pages_max is not None:
-                most = min(most, limits.gist_pages_max)
+            most = min(most, room - len(chosen))
             gists = list(islice(self._gists_besides(chosen), most))
-        fill(chain(recent, rest), room - len(gists))
+        # Gist pages may be fewer than they were spared: then more of what is wanted.
+        fill(chain(self.wanted, recent, rest), room - len(gists))
         return sorted(chosen), sorted(page for page in gists if self._has_rows(page, chosen))
 
     def gist_blocks(self, page: int) -> range:

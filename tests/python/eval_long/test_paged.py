@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -45,7 +47,7 @@ def test_it_stays_within_the_budget_and_answers_the_same_twice(roomy_base, examp
     reader = Reader(roomy_base, BUDGET)
     assert len(reader.history_tokens(example)) > BUDGET
     first, second = (method("paged", reader, tmp_path).answer(example) for _ in range(2))
-    assert 0 < first.places <= BUDGET // 4
+    assert 0 < first.places <= BUDGET
     assert (first.text, first.places) == (second.text, second.places)
     assert 0 < first.ttft_s <= first.total_s
     assert first.state_bytes > 0
@@ -68,6 +70,48 @@ def test_the_question_chooses_what_is_read(roomy_base, example, tmp_path, monkey
         np.concatenate([tokens[32 * b : 32 * b + 32] for b in seen[0]])
     )
     assert all(gold.strip() in shown for gold in example.gold_texts)
+
+
+def test_the_whole_question_stays_in_view_while_it_is_answered(
+    roomy_base, example, tmp_path, monkeypatch
+):
+    seen = []
+    go_on = Reader.go_on
+    in_focus = {}
+
+    def watched(reader, cache, tokens, at, *rest):
+        told = go_on(reader, cache, tokens, at, *rest)
+        memory = in_focus["memory"]
+        seen.append((at, memory.token_count, set(memory.in_focus())))
+        return told
+
+    def remembering(memory, question):
+        in_focus["memory"] = memory
+        return focus_on(memory, question)
+
+    focus_on = PagedMemory.focus_on
+    monkeypatch.setattr(PagedMemory, "focus_on", remembering)
+    monkeypatch.setattr(Reader, "go_on", watched)
+    reader = Reader(roomy_base, BUDGET)
+    asked = replace(example, question=" ".join(["Who kept the log of the lost island?"] * 10))
+    method("paged", reader, tmp_path).answer(asked)
+    ((at, end, blocks),) = seen
+    question = at + 1 - len(reader.around(asked)[1])
+    assert end - question > 160
+    assert set(range(question // 32, end // 32)) <= blocks
+    assert 0 in blocks
+    assert len([block for block in blocks if block < question // 32]) >= 6
+
+
+def test_a_small_budget_is_read_in_short_steps(roomy_base, example, tmp_path):
+    reply = method("paged", Reader(roomy_base, 448), tmp_path).answer(example)
+    assert 0 < reply.places <= 448
+
+
+def test_a_budget_that_the_question_alone_fills_is_not_applicable(roomy_base, example, tmp_path):
+    asked = replace(example, question=" ".join(["Who kept the log of the lost island?"] * 20))
+    with pytest.raises(NotApplicable, match="the budget is 448"):
+        method("paged", Reader(roomy_base, 448), tmp_path).answer(asked)
 
 
 def test_a_base_whose_heads_pages_cannot_have_is_not_applicable(tiny_base, example, tmp_path):

@@ -195,24 +195,31 @@ class TestSeveralSubjects:
         by_token = np.full((6, 4), -10.0, np.float32)
         for subject in range(4):
             by_token[subject + 1, subject] = -1.0
-        assert sorted(_completed([3], by_token, 7.5)) == [1, 2, 3, 4]
+        assert sorted(_completed([3], by_token, 5.0)) == [1, 2, 3, 4]
 
     def test_the_best_twin_comes_and_the_other_does_not(self):
         by_token = np.array([[-1, -9], [-9, -1], [-9, -0.5]], np.float32)
-        assert _completed([0], by_token, 7.5) == [0, 2]
+        assert _completed([0], by_token, 5.0) == [0, 2]
 
     def test_many_small_gains_of_a_plain_question_bring_nothing(self):
-        by_token = np.array([[-2.0] * 12, [-1.5] * 12], np.float32)
-        assert _completed([0], by_token, 7.5) == [0]
+        by_token = np.array([[-2.0] * 64, [-1.1] * 64], np.float32)
+        assert _completed([0], by_token, 5.0) == [0]
 
     def test_what_is_shown_scores_near_the_best(self):
         # Else the allocator would leave out a subject that the question as a whole says little of.
-        by_token = np.full((3, 40), -1.0, np.float32)
+        by_token = np.full((3, 40), -3.0, np.float32)
         by_token[0, :30] = by_token[1, 30:] = -0.1
         scores = UntrainedLens()._read_scores(by_token, np.ones(3, np.float32))
         assert scores[0] == 1.0
         assert scores[1] == pytest.approx(np.exp(-LensConfig().keep_nats / 8.0))
         assert scores[2] == 0.0
 
+    def test_a_base_that_cannot_tell_does_not_stop_the_question(self):
+        by_token = np.full((3, 5), np.nan, np.float32)
+        by_token[1] = -np.inf
+        scores = UntrainedLens()._read_scores(by_token, np.ones(3, np.float32))
+        assert np.isfinite(scores).all()
+        assert scores.any()
+
     def test_all_shown_stays(self):
-        assert _completed([1, 0], np.zeros((2, 3), np.float32), 7.5) == [1, 0]
+        assert _completed([1, 0], np.zeros((2, 3), np.float32), 5.0) == [1, 0]

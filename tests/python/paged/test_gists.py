@@ -185,6 +185,12 @@ def test_a_share_for_gists_where_the_queries_would_want_every_place():
     stream = Stream(token_count=32 * 1000, gisted_blocks=992, wanted=list(range(400, 500)))
     assert len(stream.focus(PagedConfig(limits, focus="step").shares, 1)[1]) == 16
     assert stream.focus(limits, 1)[1] == []
+    # No place is spared for gists that may not be shown or are not there.
+    without = replace(limits, gist_pages_max=0)
+    full = stream.focus(limits, 1)
+    assert stream.focus(PagedConfig(without, focus="step").shares, 1) == full
+    stream.lost_gists = set(range(stream.gist_page_count))
+    assert stream.focus(PagedConfig(limits, focus="step").shares, 1) == full
 
 
 @pytest.mark.smollm2

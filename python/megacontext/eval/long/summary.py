@@ -20,6 +20,8 @@ from megacontext.eval.statistics import (
 Row = dict[str, Any]
 # Not held to the budget, or not a memory: shown, but never counted as a rival at equal budget.
 OUT_OF_COMPETITION = ("full", "ceiling", "no_context")
+# Methods of this package: no rivals of each other.
+OURS = ("megacontext", "paged")
 
 
 @dataclass(frozen=True)
@@ -83,14 +85,18 @@ class Versus:
     adjusted_p: float
 
 
+def _rivals(results: Results, subject: str) -> list[str]:
+    """The methods that `subject` is compared with."""
+    apart = {subject, *OUT_OF_COMPETITION, *(OURS if subject in OURS else ())}
+    return [method for method in results.methods if method not in apart]
+
+
 def comparisons(parts: Mapping[str, Results], subject: str) -> list[Versus]:
     """The subject against every rival at equal budget, in every part."""
     found: list[tuple[str, str, PairedComparison]] = []
     for name, results in parts.items():
         ours = _by_example(results.answered(method=subject))
-        for rival in results.methods:
-            if rival == subject or rival in OUT_OF_COMPETITION:
-                continue
+        for rival in _rivals(results, subject):
             theirs = _by_example(results.answered(method=rival))
             both = [key for key in ours if key in theirs]
             if both:
@@ -135,7 +141,7 @@ def shortfalls(results: Results, subject: str) -> list[Shortfall]:
         for length in results.lengths:
             rows = results.answered(task=task, length=length, method=subject)
             ours = _by_example(rows)
-            rivals = [m for m in results.methods if m != subject and m not in OUT_OF_COMPETITION]
+            rivals = _rivals(results, subject)
             worst: tuple[float, float, str] | None = None
             for rival in rivals:
                 theirs = _by_example(results.answered(task=task, length=length, method=rival))

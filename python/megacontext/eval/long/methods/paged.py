@@ -22,7 +22,7 @@ from megacontext.eval.long.methods.reader import NotApplicable, Reader, Reply, r
 from megacontext.models import TokenArray
 from megacontext.paged import PagedConfig, PagedMemory, attach
 from megacontext.paged.stream import FocusLimits
-from megacontext_ext.errors import Unsupported
+from megacontext_ext.errors import OverBudget, Unsupported
 
 
 @dataclass
@@ -37,19 +37,22 @@ class PagedMethod:
 
     @property
     def config(self) -> PagedConfig:
-        return PagedConfig(limits=FocusLimits(self.reader.budget_places))
+        budget = self.reader.budget_places
+        # A step's own tokens are a quarter of what it attends to, or less.
+        steps = min(512, max(K, budget // 4))
+        return PagedConfig(limits=FocusLimits(budget), read_tokens=steps)
 
     @property
-    def asked(self) -> FocusLimits:
-        """What the question may attend to. A small model answers better from little (measured at
-        4k: a quarter of the budget is as good as all of it or better on each of four tasks)."""
-        return FocusLimits(max(self.reader.budget_places // 4, 8 * K), recent_tokens=K)
+    def history_places(self) -> int:
+        """Places for the history while a question is answered. A small model answers better from
+        little (looked at once, at 4k: a quarter of the budget was no worse than all of it)."""
+        return max(self.reader.budget_places // 4, 8 * K)
 
     @property
     def about(self) -> str:
         return (
             f"the paged memory of this package, up to {self.max_tokens} tokens: {self.config}; "
-            f"the question chooses blocks, {self.asked.budget_places} places of them"
+            f"the question chooses {self.history_places} places of the history"
         )
 
     def answer(self, example: Example) -> Reply:
@@ -58,13 +61,15 @@ class PagedMethod:
         if len(history) > self.max_tokens:
             raise NotApplicable(f"{len(history)} tokens, read one by one at most {self.max_tokens}")
         model: Any = getattr(self.reader.base, "model", None)
+        if model is None:
+            raise NotApplicable("pages need a transformers model")
         tokenizer = self.reader.base.tokenizer
         with tempfile.TemporaryDirectory(dir=self.workspace) as folder:
             store = Path(folder) / "pages"
             try:
                 with attach(model, self.config, store=store, tokenizer=tokenizer) as memory:
                     reply = self._told(memory, example, history, tail)
-            except Unsupported as reason:
+            except (OverBudget, Unsupported) as reason:
                 raise NotApplicable(str(reason)) from reason
             kept = sum(p.stat().st_size for p in store.rglob("*") if p.is_file())
         return replace(reply, state_bytes=kept)
@@ -73,15 +78,23 @@ class PagedMethod:
         self, memory: PagedMemory, example: Example, history: TokenArray, tail: TokenArray
     ) -> Reply:
         started = time.perf_counter()
-        memory.read(torch.from_numpy(history.astype(np.int64))[None])
+        memory.read(_row(history))
         memory.commit()
         ingest_s = time.perf_counter() - started
         started = time.perf_counter()
-        memory.config = replace(self.config, limits=self.asked)
+        # The question and the answer so far stay in view whole, beside what is chosen for them.
+        own = len(tail) + example.max_new_tokens
+        places = min(self.history_places + (own // K + 2) * K, self.reader.budget_places)
+        limits = FocusLimits(places, recent_tokens=example.max_new_tokens)
+        memory.config = replace(self.config, limits=limits)
         memory.focus_on(example.question)
+        memory.read(_row(tail[:-1]))
+        memory.pin(list(range(len(history) // K, memory.token_count // K)))
         before_s = time.perf_counter() - started
-        blocks, gists = memory.streams[0].focus(self.asked, len(tail))
-        places = (len(blocks) + len(gists)) * K
-        count = example.max_new_tokens
-        reading = self.reader.go_on(memory.cache, tail, len(history), count, places)
+        count, at = example.max_new_tokens, len(history) + len(tail) - 1
+        reading = self.reader.go_on(memory.cache, tail[-1:], at, count, places)
         return reply_of(reading, ingest_s=ingest_s, before_s=before_s)
+
+
+def _row(tokens: TokenArray) -> torch.Tensor:
+    return torch.from_numpy(tokens.astype(np.int64))[None]
