@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.runtime.bench_paged_decode import resident_kib, tiny
+from benchmarks.runtime.bench_paged_decode import own_kib, tiny
 from megacontext.models.kv_cache import CACHE_ARGUMENT
 from megacontext.paged import PagedConfig, PagedMemory, attach
 from megacontext.paged.stream import FocusLimits
@@ -77,11 +77,11 @@ def child(store: Path, pages: Any) -> None:
         for block, digest in live(model, memory):
             assert memory.pool.page_count <= PAGES_MAX
             traffic = memory.traffic
-            print(block, digest, resident_kib(), traffic.evicted, traffic.brought_in, flush=True)
+            print(block, digest, own_kib(), traffic.evicted, traffic.brought_in, flush=True)
 
 
 def lives(store: Path, options: argparse.Namespace) -> list[list[list[str]]]:
-    """The answers of each life: lines of block, digest, resident KiB, evicted, brought in."""
+    """The answers of each life: lines of block, digest, own KiB, evicted, brought in."""
     rng, found = random.Random(options.seed), []
     end = time.monotonic() + 60 * options.minutes
     while time.monotonic() < end:
@@ -141,7 +141,7 @@ def main() -> None:
             held.check()
     answers = [(int(a[0]), a[1]) for life in found for a in life]
     wrong = [(block, digest) for block, digest in answers if wanted[block] != digest]
-    resident = [int(life[-1][2]) for life in found]
+    own = [int(life[-1][2]) for life in found]
     result = {
         "minutes": options.minutes,
         "pages": options.pages,
@@ -152,7 +152,7 @@ def main() -> None:
         "wrong": len(wrong),
         "evicted": sum(int(life[-1][3]) for life in found),
         "brought_in": sum(int(life[-1][4]) for life in found),
-        "resident_kib_first_and_last_life": [resident[0], resident[-1]],
+        "own_kib_first_and_last_life": [own[0], own[-1]],
         "store_check": "no fault",
     }
     print(json.dumps(result, indent=1))
