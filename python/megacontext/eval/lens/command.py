@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from megacontext.config import LensConfig
 from megacontext.eval.lens.gains import GainMeter, Window
 from megacontext.eval.lens.histories import StreamHistory, open_history
 from megacontext.eval.lens.methods import Ranking, lenses, rankings, window_axis, windows
@@ -182,6 +183,11 @@ def _digest(folders: dict[str, Path]) -> str:
     return digest.hexdigest()[:16]
 
 
+def _settings() -> str:
+    """Of what the reader changes: rows of other settings of the lens are not mixed in."""
+    return f"-read-{hashlib.sha256(repr(LensConfig()).encode()).hexdigest()[:8]}"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="megacontext eval lens", description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
@@ -209,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ways, by_name = rankings(nets, held), lenses(nets, held, reader)
     questions = sample(held, given.questions, given.seed)
     rows = kept_rows(
-        given.work / "rows" / given.split / f"{_digest(folders)}{'-read' * given.read}.jsonl",
+        given.work / "rows" / given.split / f"{_digest(folders)}{_settings() * given.read}.jsonl",
         questions,
         lambda asked: recall_row(held, asked, ways, by_name),
         given.most,
