@@ -99,6 +99,20 @@ class RowLoader {
   void visible(const BlockGroup& group, int64_t query, uint32_t* to) const;
   // What the loads above will read of `group`, for products of `steps` times kAheadStep turns.
   void announce(const BlockGroup& group, int64_t kv_head, int64_t steps, Ahead* ahead) const;
+  // attend(group) for every group of a list that is not cut; meanwhile the next one is announced
+  // for products of steps(places).
+  template <class Steps, class Attend>
+  void each_group(const ReadList& list, int64_t kv_head, Ahead* ahead, Steps steps,
+                  Attend attend) const {
+    if (list.cut) return;
+    BlockGroup now = group(list.blocks, 0, list.count);
+    for (int64_t i = 0; i < list.count; i += kGroupBlocks) {
+      const BlockGroup next = group(list.blocks, i + kGroupBlocks, list.count);
+      announce(next, kv_head, steps(now.places()), ahead);
+      attend(now);
+      now = next;
+    }
+  }
   int64_t row_offset(int64_t row, int64_t kv_head) const;  // elements into a pool
   const float* key_table(int64_t block, int64_t place) const {
     return in_.key_rope.as<float>() + (block * kBlockPlaces + place) * in_.rope_width();

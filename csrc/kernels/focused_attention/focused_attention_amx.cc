@@ -51,15 +51,9 @@ class QueryColumns {
     kv_head_ = kv_head;
     const ReadList list = read_list(in_, query_block, kv_head);
     for (int64_t i = 0; i < columns(); ++i) load_column(i);
-    if (!list.cut) {
-      BlockGroup group = load_.group(list.blocks, 0, list.count);
-      for (int64_t i = 0; i < list.count; i += kGroupBlocks) {
-        const BlockGroup next = load_.group(list.blocks, i + kGroupBlocks, list.count);
-        load_.announce(next, kv_head, asks(group.places()), &ahead_);
-        attend(group);
-        group = next;
-      }
-    }
+    load_.each_group(
+        list, kv_head, &ahead_, [&](int64_t places) { return asks(places); },
+        [&](const BlockGroup& group) { attend(group); });
     for (int64_t i = 0; i < columns(); ++i) store_column(i, list.cut);
   }
 

@@ -44,15 +44,9 @@ class QueryBlock {
     kv_head_ = kv_head;
     const ReadList list = read_list(in_, query_block, kv_head);
     load_queries();
-    if (!list.cut) {
-      BlockGroup group = load_.group(list.blocks, 0, list.count);
-      for (int64_t i = 0; i < list.count; i += kGroupBlocks) {
-        const BlockGroup next = load_.group(list.blocks, i + kGroupBlocks, list.count);
-        load_.announce(next, kv_head, steps(group.places()), &ahead_);
-        attend(group);
-        group = next;
-      }
-    }
+    load_.each_group(
+        list, kv_head, &ahead_, [&](int64_t places) { return steps(places); },
+        [&](const BlockGroup& group) { attend(group); });
     for (int64_t row = 0; row < rows(); ++row) {
       store_.store(query_of(row), head_of(row),
                    {&s_.sums[row * in_.width()], s_.max[row], s_.sum[row], list.cut});

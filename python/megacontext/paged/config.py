@@ -57,7 +57,7 @@ class PagedConfig:
     @property
     def choice_blocks(self) -> int:
         """Blocks that a choice of the step's queries may bring into focus, at most."""
-        return self.limits.budget_places // K - (self.shares.gist_pages_min or 0)
+        return max(0, self.limits.budget_places // K - (self.shares.gist_pages_min or 0))
 
     def __post_init__(self) -> None:
         for name in ("read_tokens", "commit_tokens", "refocus_tokens"):

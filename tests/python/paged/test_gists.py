@@ -182,6 +182,8 @@ def test_a_share_for_gists_where_the_queries_would_want_every_place():
     assert PagedConfig(limits).shares == limits
     chosen = FocusLimits(budget_places=2048, gist_pages_min=0)
     assert PagedConfig(chosen, focus="step").shares == chosen
+    greedy = FocusLimits(budget_places=2048, gist_pages_min=1000)
+    assert PagedConfig(greedy, focus="step").choice_blocks == 0
     stream = Stream(token_count=32 * 1000, gisted_blocks=992, wanted=list(range(400, 500)))
     assert len(stream.focus(PagedConfig(limits, focus="step").shares, 1)[1]) == 16
     assert stream.focus(limits, 1)[1] == []
