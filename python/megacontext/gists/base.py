@@ -111,6 +111,7 @@ class FrozenBase:
         past: KeyValues | None = None,
         keep: bool = True,
         bias: Tensor | list[Tensor] | None = None,
+        heard: list[Tensor] | None = None,
     ) -> tuple[Tensor, KeyValues]:
         """Normed last hidden states of `inputs` read at positions start.., and their keys, values.
 
@@ -121,6 +122,7 @@ class FrozenBase:
             keep: False returns empty keys and values (saves memory).
             bias: added to the scores of the past's keys: [past tokens], or one a layer,
                 [B, kv_heads, past tokens].
+            heard: takes each layer's rotated queries, [B, heads, T, head].
 
         Returns:
             [B, T, width] and the inputs' own rotated keys and values.
@@ -134,6 +136,8 @@ class FrozenBase:
             attended = F.rms_norm(x, (x.shape[-1],), weights.attention_norm, self.shape.norm_eps)
             q, k, v = (self.heads_of(F.linear(attended, w)) for w in weights[2:5])
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+            if heard is not None:
+                heard.append(q)
             if keep:
                 kept.keys.append(k)
                 kept.values.append(v)
