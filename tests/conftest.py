@@ -18,6 +18,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 # Other orders of the emulated threads find missing barriers; 0 would run them in order.
 EMULATED_THREAD_ORDER_SEED = 7
+CPU_LEVEL_AMX = 3  # of CpuLevel in cpu_level.h
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -80,9 +81,18 @@ def emulated_ops() -> Any:
 KERNEL_DEVICES = ["cpu_portable", "cpu_avx2", "cpu_avx512", "cpu_amx", "cuda_emu", "cuda"]
 
 
-def _open_device(name: str) -> Iterator[KernelDevice]:
+def open_device(name: str) -> Iterator[KernelDevice]:
+    """A device by name: one of KERNEL_DEVICES, or amx_emu, for kernels that have AMX sources."""
     if name == "cuda_emu":
         yield KernelDevice(name, _emulated_ops(), "cpu")
+        return
+    if name == "amx_emu":
+        emulated = _emulated_ops()
+        if not emulated.set_cpu_level(CPU_LEVEL_AMX):
+            pytest.skip("emulated tiles need a CPU with AVX512-BF16")
+        emulated.set_emulates_cuda(False)
+        yield KernelDevice(name, emulated, "cpu")
+        emulated.set_emulates_cuda(True)
         return
     from megacontext_ext import ops
 
@@ -102,19 +112,19 @@ def _open_device(name: str) -> Iterator[KernelDevice]:
 @pytest.fixture(params=KERNEL_DEVICES)
 def device(request: pytest.FixtureRequest) -> Iterator[KernelDevice]:
     """Every way to run a kernel: four CPU levels, CUDA source emulated, CUDA."""
-    yield from _open_device(request.param)
+    yield from open_device(request.param)
 
 
 @pytest.fixture(params=["cpu_portable", "cuda"])
 def wrapper_device(request: pytest.FixtureRequest) -> Iterator[KernelDevice]:
     """Where the typed wrappers run (they know no emulation): for autograd and torch.compile."""
-    yield from _open_device(request.param)
+    yield from open_device(request.param)
 
 
 @pytest.fixture(params=["portable", "avx2", "avx512", "amx"])
 def cpu_level(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set of the CPU kernels that this machine has."""
-    for device in _open_device("cpu_" + request.param):
+    for device in open_device("cpu_" + request.param):
         yield device.name.removeprefix("cpu_")
 
 

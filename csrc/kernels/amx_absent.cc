@@ -1,6 +1,6 @@
 // Linked in place of every *_amx.cc when the compiler has no AMX: the level is then never chosen.
 #include "kernels/common/cpu_level.h"
-#include "kernels/focused_attention/focused_attention.h"
+#include "kernels/focused_attention/cpu_columns.h"
 
 namespace mc {
 
@@ -10,8 +10,8 @@ bool cpu_allows_amx() {
 
 namespace focused {
 
-Status attend_amx(const FocusedAttention&, const TensorView&, const TensorView&, const Exec&) {
-  return Status::unsupported("[focused_attention] this build has no AMX: its compiler lacks it");
+const ColumnOps<uint16_t>& amx_columns() {
+  return kColumnsBF16;
 }
 
 }  // namespace focused

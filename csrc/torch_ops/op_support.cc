@@ -36,6 +36,10 @@ void torch_parallel_for(int64_t begin, int64_t end, int64_t grain, const RangeBo
 
 }  // namespace
 
+#ifdef MC_EMU
+Device emulated_device = Device::kCuda;
+#endif
+
 TensorView view(const Tensor& tensor) {
   STD_TORCH_CHECK(tensor.dim() <= kMaxRank, "tensors must have rank <= ", kMaxRank, ", got ",
                   tensor.dim());
@@ -43,7 +47,7 @@ TensorView view(const Tensor& tensor) {
   out.data = tensor.mutable_data_ptr();
   out.dtype = to_dtype(tensor.scalar_type());
 #ifdef MC_EMU
-  out.device = Device::kCuda;
+  out.device = emulated_device;
 #else
   out.device = tensor.is_cuda() ? Device::kCuda : Device::kCpu;
 #endif

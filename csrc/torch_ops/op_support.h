@@ -28,6 +28,9 @@ namespace mc::torch_ops {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+#ifdef MC_EMU
+extern Device emulated_device;  // what CPU tensors stand for: kCpu runs AMX, on emulated tiles
+#endif
 TensorView view(const Tensor& tensor);
 TensorView view(const std::optional<Tensor>& tensor);  // absent: an undefined view
 

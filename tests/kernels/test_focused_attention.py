@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,9 +15,16 @@ from megacontext_ext import ops as door
 from megacontext_ext.entry_table import AttentionRules, EntryTable, ReadPlan, Rope
 from megacontext_ext.errors import InvalidArgument
 from megacontext_ext.reference import focused_attention as reference
+from tests.conftest import KERNEL_DEVICES, KernelDevice, open_device
 from tests.tolerances import assert_close
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(params=[*KERNEL_DEVICES, "amx_emu"])
+def device(request: pytest.FixtureRequest) -> Iterator[KernelDevice]:
+    """Every way to run attention; its AMX source on emulated tiles too."""
+    yield from open_device(request.param)
 
 
 @dataclass(frozen=True)

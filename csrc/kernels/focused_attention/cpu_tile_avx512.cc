@@ -14,41 +14,10 @@
 namespace mc::focused {
 namespace {
 
-using V = __m512;
-constexpr int W = 16;
-constexpr int kPanelRows = 8;
-constexpr float kInfinity = __builtin_inff();
+#include "kernels/focused_attention/cpu_avx512.inc"
 
-inline V load(const float* p) {
-  return _mm512_loadu_ps(p);
-}
-inline void store(float* p, V v) {
-  _mm512_storeu_ps(p, v);
-}
-inline V set(float x) {
-  return _mm512_set1_ps(x);
-}
-inline V fma(V a, V b, V c) {
-  return _mm512_fmadd_ps(a, b, c);
-}
-inline V add(V a, V b) {
-  return _mm512_add_ps(a, b);
-}
-inline V sub(V a, V b) {
-  return _mm512_sub_ps(a, b);
-}
-inline V mul(V a, V b) {
-  return _mm512_mul_ps(a, b);
-}
-inline V div(V a, V b) {
-  return _mm512_div_ps(a, b);
-}
-inline V vmax(V a, V b) {
-  return _mm512_max_ps(a, b);
-}
-inline V vmin(V a, V b) {
-  return _mm512_min_ps(a, b);
-}
+constexpr int kPanelRows = 8;
+
 inline float reduce_max(V v) {
   return _mm512_reduce_max_ps(v);
 }
@@ -58,35 +27,14 @@ inline float reduce_add(V v) {
 inline V select_bits(uint32_t bits, V yes, V no) {
   return _mm512_mask_blend_ps(static_cast<__mmask16>(bits), no, yes);
 }
-inline V load_bf16(const uint16_t* p) {
-  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-}
 inline V load_f16(const uint16_t* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-}
-inline void store_bf16(uint16_t* p, V v) {
-  const __m256bh half = _mm512_cvtneps_pbh(v);
-  __builtin_memcpy(p, &half, sizeof half);
 }
 inline void store_f16(uint16_t* p, V v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                       _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
-// 2^x, relative error 2e-7; exactly 0 below -150. The polynomial is exp2f's of Cephes.
-inline V exp2_of(V x) {
-  x = vmax(set(-200.0f), x);  // in this order NaN stays
-  const V whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const V rest = sub(x, whole);
-  V p = fma(set(1.535336188e-4f), rest, set(1.339887440e-3f));
-  p = fma(p, rest, set(9.618437357e-3f));
-  p = fma(p, rest, set(5.550332471e-2f));
-  p = fma(p, rest, set(2.402264791e-1f));
-  p = fma(p, rest, set(6.931472028e-1f));
-  p = fma(p, rest, set(1.0f));
-  return _mm512_scalef_ps(p, whole);
-}
 inline float exp2_scalar(float x) {
   return _mm512_cvtss_f32(exp2_of(set(x)));
 }
@@ -171,13 +119,7 @@ void pair_gemm(const PairGemm& g) {
 }
 
 void pair_rows(const uint16_t* even, const uint16_t* odd, int64_t n, uint32_t* to) {
-  for (int64_t j = 0; j < n; j += 16) {
-    const __m512i low =
-        _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(even + j)));
-    const __m512i high =
-        _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(odd + j)));
-    _mm512_storeu_si512(to + j, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
-  }
+  for (int64_t j = 0; j < n; j += 32) store_pairs(even + j, odd + j, to + j);
 }
 
 uint32_t visible_bits(const int32_t* positions, int32_t query, int64_t window) {

@@ -88,9 +88,6 @@ namespace focused {  // variants: they assume checked arguments
 
 Status attend_cpu(const FocusedAttention& in, const TensorView& out, const TensorView& lse,
                   const Exec& exec);
-// As attend_cpu, for bf16, on AMX tiles; only where cpu_allows_amx().
-Status attend_amx(const FocusedAttention& in, const TensorView& out, const TensorView& lse,
-                  const Exec& exec);
 Status attend_backward_cpu(const FocusedAttention& in, const FocusedAttentionGrads& grads,
                            const Exec& exec);
 int64_t attend_cuda_workspace_bytes(const FocusedAttention& in);

@@ -4,8 +4,7 @@
 #include <cstring>
 #include <limits>
 
-#include "kernels/common/cpu_level.h"
-#include "kernels/focused_attention/cpu_rows.h"
+#include "kernels/focused_attention/cpu_columns.h"
 
 namespace mc::focused {
 namespace {
@@ -159,19 +158,15 @@ class QueryBlock {
   alignas(64) float bias_[kGroupPlaces];
 };
 
-// Tiles take 16 queries of a head at once: with less than half of that they compute too much in
-// vain.
-bool pays_on_tiles(const FocusedAttention& in) {
-  constexpr int64_t kLeastQueries = 8;
-  return in.q.dtype == DType::kBF16 && in.query_count() >= kLeastQueries * in.query_block_count();
-}
-
 }  // namespace
 
 Status attend_cpu(const FocusedAttention& in, const TensorView& out, const TensorView& lse,
                   const Exec& exec) {
   const TileOps& ops = tile_ops();
-  if (cpu_level() == CpuLevel::kAmx && pays_on_tiles(in)) return attend_amx(in, out, lse, exec);
+  if (fills_columns(in)) {
+    attend_columns(in, out, lse, exec);
+    return {};
+  }
   const bool pairs = in.q.dtype == DType::kBF16 && ops.pair_gemm != nullptr;
   const int64_t kv_heads = in.kv_heads();
   const RowStore store(in, ops, out, lse);

@@ -61,6 +61,7 @@ class Phase:
     steps: int
     lr: float
     batch: int = 4
+    weight_decay: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -69,17 +70,17 @@ class CycleTraining:
 
     cut: Cut = field(default_factory=Cut)
     cycles: int = 3
-    gists: Phase = Phase(steps=40, lr=2e-3)
-    lens: Phase = Phase(steps=300, lr=3e-3, batch=8)
-    lora: Phase = Phase(steps=25, lr=5e-4)
-    label_windows: int = 40  # Labelled anew each cycle: 1 + blocks reads of question and horizon.
+    gists: Phase = Phase(steps=24, lr=2e-3)
+    lens: Phase = Phase(steps=60, lr=2e-3, batch=8, weight_decay=0.1)
+    lora: Phase = Phase(steps=10, lr=5e-4)
+    label_windows: int = 48  # Labelled anew each cycle: 1 + blocks reads of question and horizon.
     lora_rank: int = 8
     ranks: AdapterRanks = field(default_factory=AdapterRanks)
     # Windows of the gist's turn whose raw blocks are the lens's, not drawn: what it will meet.
     on_policy: float = 0.5
     hard_weight: float = 0.1
     seed: int = 0
-    gate_windows: int = 4  # A domain of the validation shard: decide whether a turn is kept.
+    gate_windows: int = 6  # A domain of the validation shard: decide whether a turn is kept.
     test_windows: int = 6  # A domain of the test shard: only measured.
     # Nats a token: a turn below is halved, a cycle below is the last.
     little: float = 0.002

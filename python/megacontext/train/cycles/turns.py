@@ -58,7 +58,7 @@ def _updates(
     name: str, module: nn.Module, phase: Phase, steps: int
 ) -> Iterator[tuple[int, Callable[[Tensor], float]]]:
     """(step, apply): `apply(loss)` makes one update of `module` alone and returns the loss."""
-    optimizer = torch.optim.AdamW(module.parameters(), lr=phase.lr, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=phase.lr, weight_decay=phase.weight_decay)
     for step in track(range(steps), name, transient=True):
         warm = min(1.0, (step + 1) / max(1, steps // 10))
         rate = phase.lr * warm * (1.0 - 0.9 * step / steps)
