@@ -16,7 +16,8 @@ struct Tiles {
 };
 inline thread_local Tiles tiles;
 
-// A product between hold and release only, on tiles that are full: what the hardware would fault at.
+// A product between hold and release only, on tiles that are full: what the hardware would fault
+// at.
 inline void need_tiles() {
   if (!tiles.held) std::abort();
 }

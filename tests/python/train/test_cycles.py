@@ -15,7 +15,7 @@ from torch import Tensor
 from megacontext.gists.adapter import AdapterRanks
 from megacontext.gists.base import BaseShape, FrozenBase, base_from_model, random_base
 from megacontext.gists.layout import K
-from megacontext.train.cycles import turns
+from megacontext.train.cycles import report, turns
 from megacontext.train.cycles.config import (
     MODULES,
     Cut,
@@ -267,3 +267,28 @@ def test_the_lora_is_what_peft_loads(tmp_path: Path) -> None:
     torch.testing.assert_close(theirs(ids).logits, logits, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(theirs.unload()(ids).logits, plain)
     assert not torch.allclose(logits, plain, atol=1e-2)
+
+
+def test_a_report_compares_runs_window_by_window(base: FrozenBase, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    for name, frozen in (("all", ()), ("without-gists", ("gists",))):
+        cycle_run(base, tmp_path / name, cycles=1, frozen=frozen).run()
+    report.main(
+        [
+            *("--run", f"all={tmp_path / 'all'}"),
+            *("--run", f"without-gists={tmp_path / 'without-gists'}"),
+            *("--out", str(tmp_path / "out")),
+        ]
+    )
+    found = json.loads((tmp_path / "out/cycles.json").read_text())
+    curves = [report.read_run(tmp_path / name) for name in ("all", "without-gists")]
+    ends = [np.array(curve[-1]["windows"]["lens"]) for curve in curves]
+    behind, low, high = found["without-gists"]["behind_nats"]
+    assert behind == pytest.approx((ends[1] - ends[0]).mean())
+    assert low <= behind <= high
+    assert "behind_nats" not in found["all"]
+    assert (tmp_path / "out/cycles.png").stat().st_size > 10_000
+    assert (tmp_path / "out/cycles.md").read_text().count("\n") == 4
+    (tmp_path / "all/curve.jsonl").write_text("")
+    with pytest.raises(InvalidArgument, match="must hold a turn"):
+        report.read_run(tmp_path / "all")
