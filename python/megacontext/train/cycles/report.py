@@ -38,9 +38,9 @@ def labels(curve: Curve) -> list[str]:
 
 
 def compare(curves: Mapping[str, Curve]) -> dict[str, Any]:
-    """By run: recovery at start and end, what each turn did, and the end against the first run's in
-    nats a token of the same windows (above zero: worse than the first run)."""
-    first = next(iter(curves.values()))[-1]["windows"]["lens"]
+    """By run: recovery at start and end, what each turn did, and the end against the first run after
+    as many turns, in nats a token of the same windows (above zero: worse than the first run)."""
+    first = next(iter(curves.values()))
     found: dict[str, Any] = {}
     for name, curve in curves.items():
         end = curve[-1]["windows"]
@@ -54,8 +54,8 @@ def compare(curves: Mapping[str, Curve]) -> dict[str, Any]:
                 for record in curve
             ],
         }
-        if end["lens"] is not first:
-            paired = paired_comparison(end["lens"], first)
+        if curve is not first:
+            paired = paired_comparison(end["lens"], first[len(curve) - 1]["windows"]["lens"])
             interval = paired.difference
             found[name]["behind_nats"] = [interval.mean, interval.low, interval.high]
     return found
@@ -64,7 +64,7 @@ def compare(curves: Mapping[str, Curve]) -> dict[str, Any]:
 def table(found: Mapping[str, Any]) -> str:
     """The comparison as Markdown."""
     lines = [
-        "| run | gists alone | random blocks | newest blocks | lens | oracle | behind the first run |",
+        "| run | gists alone | random blocks | newest blocks | lens | oracle | behind the first |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, one in found.items():
