@@ -38,8 +38,8 @@ def labels(curve: Curve) -> list[str]:
 
 
 def compare(curves: Mapping[str, Curve]) -> dict[str, Any]:
-    """By run: recovery at start and end, what each turn did, and the end against the first run after
-    as many turns, in nats a token of the same windows (above zero: worse than the first run)."""
+    """By run: recovery at start and end, what each turn did, and the end against the first run
+    after as many turns, in nats a token of the same windows (above zero: worse than it)."""
     first = next(iter(curves.values()))
     found: dict[str, Any] = {}
     for name, curve in curves.items():
