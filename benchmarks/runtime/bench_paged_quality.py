@@ -7,6 +7,7 @@ history is read once with everything in view, so that the paged contestants diff
 show.
 
     python -m benchmarks.runtime.bench_paged_quality --shard test.u16.xz --texts 12 --out FILE
+    ... --model gemma3      the same texts in its own tokens; it has no learned gists
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from megacontext.eval.held_out import HeldOutSpan, held_out_spans
 from megacontext.eval.statistics import bootstrap_interval, paired_comparison
 from megacontext.models import load
 from megacontext.models.kv_cache import CACHE_ARGUMENT
+from megacontext.models.tokenizer import TextTokenizer
 from megacontext.paged import PagedConfig, attach
 from megacontext.paged.memory import PagedMemory
 from megacontext.paged.stream import FocusLimits
@@ -40,8 +42,8 @@ GISTS = {
     "kept rows, 4 a block": ("kept", 4),
 }
 OURS = "kept rows"
-BOUND, PLAIN = "full context", "paged, first and newest"
-NAMES = ("truncation", PLAIN, *GISTS, BOUND)
+TRUNCATED, BOUND, PLAIN = "truncation", "full context", "paged, first and newest"
+LEARNED_FOR = "smollm2"  # whose shards these are, too
 
 
 def sum_nll(logits: Tensor, wanted: Tensor) -> float:
@@ -74,13 +76,20 @@ def through(memory: PagedMemory, model: torch.nn.Module, ids: Tensor, history: i
     return total / (len(ids) - 1 - history)
 
 
-def measure(model: torch.nn.Module, ids: Tensor, history: int, places: int) -> dict[str, float]:
+def gists_for(model_name: str) -> dict[str, tuple[str, int]]:
+    return {n: g for n, g in GISTS.items() if g[0] == "kept" or model_name == LEARNED_FOR}
+
+
+def measure(
+    model: torch.nn.Module, ids: Tensor, history: int, places: int, name: str = LEARNED_FOR
+) -> dict[str, float]:
     """NLL by contestant for one text [T]; the first `history` tokens are not scored."""
+    gists = gists_for(name)
     wide = FocusLimits(budget_places=2 * len(ids), recent_tokens=2 * len(ids))
     narrow = FocusLimits(budget_places=places)
-    found = {NAMES[0]: truncated(model, ids, history, places)}
+    found = {TRUNCATED: truncated(model, ids, history, places)}
     without = replace(narrow, gist_pages_max=0)
-    for name, (kind, rows) in GISTS.items():
+    for name, (kind, rows) in gists.items():
         settings = PagedConfig(
             limits=wide,
             read_tokens=1024,
@@ -98,7 +107,7 @@ def measure(model: torch.nn.Module, ids: Tensor, history: int, places: int) -> d
             for shown, limits in asked:
                 memory.config = replace(settings, limits=limits)
                 found[shown] = through(memory, model, ids, history)
-    return {name: found[name] for name in NAMES}
+    return {name: found[name] for name in (TRUNCATED, PLAIN, *gists, BOUND)}
 
 
 def texts_in_turns(shard: Path, tokens: int, count: int) -> list[HeldOutSpan]:
@@ -130,16 +139,30 @@ def run(bench: Bench) -> None:
             bench.record_ratio(f"NLL of {name} over {OURS}", value / found[OURS])
 
 
-def summary(rows: list[dict[str, float]]) -> dict[str, object]:
-    """Means with intervals over texts, and the paired gain of each kind of gists over the first and
-    newest and over truncation (nats, above 0 is better)."""
-    columns = {name: [row[name] for row in rows] for name in NAMES}
+def in_own_tokens(
+    span: HeldOutSpan, spoken: TextTokenizer, own: TextTokenizer, width: int
+) -> Tensor:
+    """[<= width] the span's text in a base's own tokens."""
+    ids = span.ids if spoken.hash == own.hash else own.encode(spoken.decode(span.ids))
+    return torch.from_numpy(ids[:width].astype(np.int64))
+
+
+def summary(rows: list[dict[str, float]], model_name: str) -> dict[str, object]:
+    """Means with intervals over texts, the paired gain of each kind of gists over the first and
+    newest and over truncation (nats, above 0 is better), and its share of what the full context
+    gains over the first and newest."""
+    gists = gists_for(model_name)
+    columns = {name: [row[name] for row in rows] for name in (TRUNCATED, PLAIN, *gists, BOUND)}
     gains = {
         f"{name} over {other}": paired_comparison(columns[other], columns[name])
-        for name in GISTS
-        for other in (NAMES[0], PLAIN)
+        for name in gists
+        for other in (TRUNCATED, PLAIN)
     }
+    gap = np.mean(columns[PLAIN]) - np.mean(columns[BOUND])
     return {
+        "share of the gap": {
+            name: float((np.mean(columns[PLAIN]) - np.mean(columns[name])) / gap) for name in gists
+        },
         "nll": {name: str(bootstrap_interval(column)) for name, column in columns.items()},
         "gain of gists": {
             name: f"{gain.difference} p={gain.p_value:.4f} wins {gain.wins}/{len(rows)}"
@@ -151,6 +174,7 @@ def summary(rows: list[dict[str, float]]) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shard", type=Path, required=True)
+    parser.add_argument("--model", default=LEARNED_FOR)
     parser.add_argument("--texts", type=int, default=12)
     parser.add_argument("--history", type=int, default=4096)
     parser.add_argument("--scored", type=int, default=256)
@@ -159,20 +183,25 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0, help="stop after the text then read")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    model = load("smollm2", dtype=options.dtype).model
+    base = load(options.model, dtype=options.dtype)
+    spoken = load(LEARNED_FOR).tokenizer
     began, rows = time.monotonic(), []
-    for span in texts_in_turns(options.shard, options.history + options.scored + 1, options.texts):
-        ids = torch.from_numpy(span.ids.astype(np.int64))
-        found = measure(model, ids, options.history, options.places)
+    width = options.history + options.scored + 1
+    # Another base may need fewer tokens for the same text.
+    spare = 0 if spoken.hash == base.tokenizer.hash else width // 2
+    for span in texts_in_turns(options.shard, width + spare, options.texts):
+        ids = in_own_tokens(span, spoken, base.tokenizer, width)
+        found = measure(base.model, ids, options.history, options.places, options.model)
         rows.append({"source": span.source, "domain": span.domain, "title": span.title, **found})
-        shown = "  ".join(f"{found[name]:.4f}" for name in NAMES)
+        shown = "  ".join(f"{value:.4f}" for value in found.values())
         print(f"{time.monotonic() - began:5.0f} s  {span.source:20} {shown}", flush=True)
         result = {
+            "model": options.model,
             "history": options.history,
             "scored": options.scored,
             "places": options.places,
             "texts": rows,
-            "summary": summary(rows) if len(rows) > 1 else {},
+            "summary": summary(rows, options.model) if len(rows) > 1 else {},
         }
         options.out.write_text(json.dumps(result, indent=1) + "\n")
         if time.monotonic() - began > 60 * options.minutes:
