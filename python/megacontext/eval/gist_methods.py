@@ -16,7 +16,9 @@ from torch import Tensor
 from megacontext.gists.adapter import GistAdapter
 from megacontext.gists.base import FrozenBase, KeyValues, rotate, spread_heads
 from megacontext.gists.layout import K, SpanLayout
+from megacontext.gists.net import GistNet, suffix_through_gists
 from megacontext.gists.rows import assemble, compute_rows
+from megacontext_ext.errors import InvalidArgument
 
 
 class Window:
@@ -197,6 +199,20 @@ def row_and_keys(adapter: GistAdapter) -> Callable[[Window, int], Tensor]:
         if entries > blocks:
             past = joined(past, top_keys(window, entries - blocks))
         return window.suffix_after(past)
+
+    return read
+
+
+def embedding_gists(net: GistNet) -> Callable[[Window, int], Tensor]:
+    """One vector a block by a GistNet, read by the base as one token at the block's centre."""
+
+    def read(window: Window, entries: int) -> Tensor:
+        layout = window.layout
+        if entries * K != layout.span:
+            raise InvalidArgument(
+                f"[embedding_gists] entries must be one a block, {layout.span // K}, got {entries}"
+            )
+        return suffix_through_gists(window.base, net, layout, window.ids)
 
     return read
 

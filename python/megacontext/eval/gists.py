@@ -14,7 +14,7 @@ import argparse
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ from megacontext.eval.gist_methods import Window
 from megacontext.eval.held_out import HeldOutSpan, held_out_spans
 from megacontext.gists.adapter import GistAdapter
 from megacontext.gists.base import FrozenBase, base_from_folder, choose_attention
-from megacontext.gists.layout import SpanLayout
+from megacontext.gists.layout import K, SpanLayout
+from megacontext.gists.net import GistNet
 
 WORSE_THAN_DROP_NATS = 0.002
 Method = Callable[[Window, int], Tensor]
@@ -73,6 +74,7 @@ def measure(
     spans: list[HeldOutSpan],
     adapter: GistAdapter | None,
     batch: int,
+    nets: Mapping[str, GistNet] | None = None,
 ) -> dict[str, list[float]]:
     """NLL of each span by "method @ entries", in the order of `spans`."""
     found: dict[str, list[float]] = {}
@@ -86,6 +88,12 @@ def measure(
             ("drop", methods.drop, 0),
             *((f"{name} @ {n}", method, n) for name, method in ours.items() for n in suite.entries),
         ]
+        if suite.layout.lod == 1:
+            blocks = suite.layout.span // K
+            runs += [
+                (f"{name} @ {blocks}", methods.embedding_gists(net), blocks)
+                for name, net in (nets or {}).items()
+            ]
         if suite.layout.lod == 2 and adapter is not None:
             runs.append(("gist rows of LOD 1 @ 32", _lower_rows(adapter), 32))
         for name, method, entries in runs:
@@ -165,13 +173,14 @@ def run(
     suites: tuple[Suite, ...],
     per_domain: int,
     batch: int,
+    nets: Mapping[str, GistNet] | None = None,
 ) -> dict[str, Any]:
     """Every suite measured: {"suites": {name: {"summary", "nll", "spans"}}}."""
     result: dict[str, Any] = {"base_fingerprint": base.fingerprint(), "suites": {}}
     result["shard_sha256"] = hashlib.sha256(shard.read_bytes()).hexdigest()
     for suite in suites:
         spans = held_out_spans(shard, suite.layout.tokens + 1, per_domain)
-        nll = measure(base, suite, spans, adapter, batch)
+        nll = measure(base, suite, spans, adapter, batch, nets)
         result["suites"][suite.name] = {
             "summary": summarise(nll, spans),
             "nll": {name: [round(x, 5) for x in v] for name, v in nll.items()},
@@ -187,6 +196,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--shard", type=Path, required=True, help="test.u16.xz, .json beside it")
     parser.add_argument("--adapter", type=Path)
+    parser.add_argument("--gistnet", action="append", default=[], help="name=FILE, embedding gists")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--per-domain", type=int, default=40)
     parser.add_argument("--batch", type=int, default=16)
@@ -209,7 +219,9 @@ def main() -> None:
     if options.entries:
         numbers = tuple(int(n) for n in options.entries.split(","))
         suites = tuple(replace(s, entries=numbers) for s in suites)
-    result = run(base, options.shard, adapter, suites, options.per_domain, options.batch)
+    named = dict(each.partition("=")[::2] for each in options.gistnet)
+    nets = {name: GistNet.load(Path(file)).to(device) for name, file in named.items()}
+    result = run(base, options.shard, adapter, suites, options.per_domain, options.batch, nets)
     result["dtype"], result["device"] = options.dtype, str(device)
     if options.adapter:
         result["adapter_sha256"] = hashlib.sha256(options.adapter.read_bytes()).hexdigest()
