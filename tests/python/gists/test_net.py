@@ -112,7 +112,7 @@ def test_a_file_gives_the_same_gists(base: FrozenBase, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(InvalidArgument, match=r"format: expected megacontext\.gistnet\.1, got None"):
+    with pytest.raises(InvalidArgument, match=r"format: expected megacontext.*, got None"):
         GistNet.load(tmp_path / "other.safetensors")
 
 
