@@ -27,7 +27,7 @@ inline constexpr int64_t kPerWord = sizeof(Word<T>) / sizeof(T);
 template <class T>
 struct Panel {
   int64_t places, width, columns;
-  const T* const* keys;          // [places / 16] pointers to 16 rows of E, two and two together
+  const T* const* keys;          // [places / 16] pointers to 16 rows of E
   const float* bias;             // [places][16] what scores start from, or nullptr: 0
   const Word<T>* queries;        // [columns][words of a row][16]
   float* scores;                 // [columns][kGroupPlaces][16]

@@ -57,37 +57,22 @@ inline __attribute__((always_inline)) void add_products(V (&sum)[kRows][kColumns
   }
 }
 
-// Scores of `kRows` places, the first of which is `place`.
 template <int kRows, int kColumns, class T>
-void score_rows(const Panel<T>& p, int64_t place, const T* rows) {
+void score_columns(const Panel<T>& p) {
   const int64_t words = p.width / kPerWord<T>;
-  V sum[kRows][kColumns];
-  for (int i = 0; i < kRows; ++i) {
-    const V start = p.bias == nullptr ? set(0.0f) : load(p.bias + (place + i) * kColumn);
-    for (int c = 0; c < kColumns; ++c) sum[i][c] = start;
-  }
-  p.ahead->ask();
-  add_products(sum, words_of(rows), words, 1, p.queries, words * kColumn, words);
-  for (int i = 0; i < kRows; ++i) {
-    for (int c = 0; c < kColumns; ++c) {
-      store(p.scores + (c * kGroupPlaces + place + i) * kColumn, sum[i][c]);
+  for (int64_t place = 0; place < p.places; place += kRows) {
+    V sum[kRows][kColumns];
+    for (int i = 0; i < kRows; ++i) {
+      const V start = p.bias == nullptr ? set(0.0f) : load(p.bias + (place + i) * kColumn);
+      for (int c = 0; c < kColumns; ++c) sum[i][c] = start;
     }
-  }
-}
-
-// Two columns leave room for 24 sums, which 32 places are not a multiple of; a column alone takes
-// more rows at once, since a sum must wait for itself.
-template <class T>
-void score_panel(const Panel<T>& p) {
-  for (int64_t place = 0; place < p.places; place += kBlockRows) {
-    const T* rows = p.keys[place / 16];
-    if (p.columns == 2) {
-      score_rows<12, 2>(p, place, rows);
-      score_rows<12, 2>(p, place + 12, rows + 12 * p.width);
-      score_rows<8, 2>(p, place + 24, rows + 24 * p.width);
-    } else {
-      score_rows<16, 1>(p, place, rows);
-      score_rows<16, 1>(p, place + 16, rows + 16 * p.width);
+    p.ahead->ask();
+    const T* rows = p.keys[place / 16] + place % 16 * p.width;
+    add_products(sum, words_of(rows), words, 1, p.queries, words * kColumn, words);
+    for (int i = 0; i < kRows; ++i) {
+      for (int c = 0; c < kColumns; ++c) {
+        store(p.scores + (c * kGroupPlaces + place + i) * kColumn, sum[i][c]);
+      }
     }
   }
 }
@@ -115,14 +100,19 @@ void add_values_columns(const Panel<T>& p) {
   }
 }
 
+// A column alone takes twice the rows: a sum must wait for itself.
+template <class T>
+void score_panel(const Panel<T>& panel) {
+  panel.columns == 2 ? score_columns<8, 2>(panel) : score_columns<16, 1>(panel);
+}
+
 template <class T>
 void add_values_panel(const Panel<T>& panel) {
   panel.columns == 2 ? add_values_columns<8, 2>(panel) : add_values_columns<16, 1>(panel);
 }
 
 int64_t asks(int64_t columns, int64_t places, int64_t width) {
-  const int64_t blocks = places / kBlockRows;
-  return columns == 2 ? 3 * blocks + width / 8 : 2 * blocks + width / 16;
+  return (places + width) / (columns == 2 ? 8 : 16);
 }
 
 const float* lay_values(const float* const* rows, bool together, int64_t width, float* room) {
