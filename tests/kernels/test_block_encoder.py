@@ -196,11 +196,16 @@ def test_encoding_in_pieces_gives_the_same_rows(monkeypatch):
     calls = []
     encode = module._encode
     monkeypatch.setattr(module, "PIECE_BYTES", 2 * 32 * flat[4].shape[0] * 4)
+    monkeypatch.setattr(module, "PIECE_WINDOWS", 1)
     monkeypatch.setattr(module, "_encode", lambda *args: calls.append(args) or encode(*args))
     in_pieces = run_ours(x, flat, table)
     assert len(calls) == -(-7 // (2 * torch.get_num_threads()))
     for got, want in zip(in_pieces, whole, strict=True):
         torch.testing.assert_close(got, want)
+    calls.clear()
+    monkeypatch.setattr(module, "PIECE_WINDOWS", 3)
+    run_ours(x, flat, table)
+    assert len(calls) == -(-7 // (3 * torch.get_num_threads()))
     leaf = x.clone().requires_grad_()
     assert run_ours(leaf, flat, table)[0].requires_grad
 
