@@ -77,13 +77,20 @@ MC_INLINE Vec sigmoid(Vec x) {
   return reciprocal(Vec::set(1.f) + e);
 }
 
+// As exact as a result of type T can show.
+template <class T>
+MC_INLINE Vec sigmoid_for(Vec x) {
+  if constexpr (!kIsRough<T>) return sigmoid(x);
+  return reciprocal_rough(Vec::set(1.f) + exp_rough(Vec::zero() - x));
+}
+
 template <class T>
 void gated_act_rows(const T* gate_up, T* out, int64_t width, int64_t begin, int64_t end) {
   for (int64_t r = begin; r < end; ++r) {
     const T *gate = gate_up + 2 * r * width, *up = gate + width;
     for (int64_t at = 0; at < width; at += Vec::kLanes) {
       const Vec g = Vec::load(gate + at);
-      (g * sigmoid(g) * Vec::load(up + at)).store(out + r * width + at);
+      (g * sigmoid_for<T>(g) * Vec::load(up + at)).store(out + r * width + at);
     }
   }
 }
@@ -177,6 +184,7 @@ MC_INLINE void transpose_head(const float* from, float* to) {
 }
 
 // Turns raw scores [32, 32] into probabilities.
+template <class T>
 MC_INLINE void softmax_rows(float* scores, float scale) {
   constexpr int kVecs = kWindow / Vec::kLanes;
   for (int i = 0; i < kWindow; ++i) {
@@ -190,7 +198,8 @@ MC_INLINE void softmax_rows(float* scores, float scale) {
     const Vec shift = Vec::set(highest.max_lane() * scale), factor = Vec::set(scale);
     Vec total = Vec::zero();
     for (int v = 0; v < kVecs; ++v) {
-      values[v] = (values[v] * factor - shift).exp();
+      values[v] = values[v] * factor - shift;
+      values[v] = kIsRough<T> ? exp_rough(values[v]) : values[v].exp();
       total = total + values[v];
     }
     const Vec inverse = Vec::set(1.f / total.sum());
@@ -214,7 +223,7 @@ MC_INLINE void head_probabilities(const AttentionShape<T>& shape, int64_t window
   load_head<T, kHead>(q + 2 * shape.width, stride, nullptr, 1.f, room.v);
   transpose_head<kHead>(room.k, room.turned);
   small_product<kHead, kWindow, false>(room.q, room.turned, room.scores);
-  softmax_rows(room.scores, shape.scale);
+  softmax_rows<T>(room.scores, shape.scale);
 }
 
 template <class T, int kHead>

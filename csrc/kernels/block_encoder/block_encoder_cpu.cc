@@ -41,6 +41,10 @@ struct GatedActGrad {
   T* grad_gate_up;
 };
 
+// Results of this type carry 8 bits: exponentials may be rough.
+template <class T>
+constexpr bool kIsRough = std::is_same_v<T, bf16>;
+
 void transpose16_portable(const float* from, int64_t stride, float* to, int64_t to_stride) {
   for (int i = 0; i < 16; ++i) {
     for (int j = 0; j < 16; ++j) to[j * to_stride + i] = from[i * stride + j];
@@ -56,6 +60,12 @@ MC_INLINE Vec reciprocal(Vec x) {
   for (float& lane : x.lane) lane = 1.f / lane;
   return x;
 }
+MC_INLINE Vec exp_rough(Vec x) {
+  return x.exp();
+}
+MC_INLINE Vec reciprocal_rough(Vec x) {
+  return reciprocal(x);
+}
 MC_INLINE void transpose16(const float* from, int64_t stride, float* to, int64_t to_stride) {
   transpose16_portable(from, stride, to, to_stride);
 }
@@ -70,6 +80,12 @@ using Vec = VecAvx2;
 MC_INLINE Vec reciprocal(Vec x) {
   return {_mm256_div_ps(_mm256_set1_ps(1.f), x.v)};
 }
+MC_INLINE Vec exp_rough(Vec x) {
+  return x.exp();
+}
+MC_INLINE Vec reciprocal_rough(Vec x) {
+  return reciprocal(x);
+}
 MC_INLINE void transpose16(const float* from, int64_t stride, float* to, int64_t to_stride) {
   transpose16_portable(from, stride, to, to_stride);
 }
@@ -82,6 +98,21 @@ MC_BEGIN_AVX512
 namespace avx512 {
 namespace {
 using Vec = VecAvx512;
+// A minimax fit of 2^x on [0, 1): relative error 2.7e-6. 0 and infinity far out, NaN stays.
+MC_INLINE Vec exp_rough(Vec x) {
+  const __m512 power = _mm512_mul_ps(x.v, _mm512_set1_ps(1.44269504088896341f));
+  const __m512 rest = _mm512_reduce_ps(power, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  __m512 p = _mm512_set1_ps(0.013534167781f);
+  p = _mm512_fmadd_ps(p, rest, _mm512_set1_ps(0.052011460066f));
+  p = _mm512_fmadd_ps(p, rest, _mm512_set1_ps(0.24144275486f));
+  p = _mm512_fmadd_ps(p, rest, _mm512_set1_ps(0.69300383329f));
+  p = _mm512_fmadd_ps(p, rest, _mm512_set1_ps(1.0000026226f));
+  return {_mm512_scalef_ps(p, power)};
+}
+// To 14 bits; 0 of infinity.
+MC_INLINE Vec reciprocal_rough(Vec x) {
+  return {_mm512_rcp14_ps(x.v)};
+}
 // One Newton step on a 14-bit estimate: a relative error below 2^-27 for normal x.
 MC_INLINE Vec reciprocal(Vec x) {
   const __m512 estimate = _mm512_rcp14_ps(x.v);
