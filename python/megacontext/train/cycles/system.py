@@ -80,11 +80,12 @@ class System:
         attention, hidden = self.heard(base, scene, rows)
         without = horizon_nats(base, cut, scene.ids, hidden)
         with_block = torch.cat(
-            [self._nats(base, scene, rows, torch.tensor([[b]])) for b in range(cut.blocks)]
+            [self.nats(base, scene, rows, torch.tensor([[b]])) for b in range(cut.blocks)]
         )
         return attention[0], without - with_block
 
-    def _nats(self, base: FrozenBase, scene: Scene, rows: KeyValues, raw: Tensor) -> Tensor:
+    def nats(self, base: FrozenBase, scene: Scene, rows: KeyValues, raw: Tensor) -> Tensor:
+        """[B] mean NLL of the horizon when the blocks `raw` [B, R] are raw."""
         cut = self.config.cut
         hidden = read_horizon(base, cut, scene.ids, self.past(scene, rows, raw))
         return horizon_nats(base, cut, scene.ids, hidden)
@@ -117,7 +118,7 @@ def shown_nats(system: System, windows: Tensor) -> float:
         scene = open_scene(own, cut, ids)
         rows = gist_rows(own, system.gists, cut, scene)
         raw = system.lens.choose(system.heard(own, scene, rows)[0], cut.raw_blocks)
-        total += float(system._nats(own, scene, rows, raw))
+        total += float(system.nats(own, scene, rows, raw))
     return total / len(windows)
 
 
@@ -154,5 +155,5 @@ def measure(system: System, windows: Tensor, oracle: bool = False) -> Measured:
         if oracle:
             chosen["oracle"] = system.gains(ids[0])[1].topk(count).indices[None]
         for way, raw in chosen.items():
-            note(way, system._nats(own, scene, rows, raw.sort(-1).values))
+            note(way, system.nats(own, scene, rows, raw.sort(-1).values))
     return Measured({way: np.array(values) for way, values in found.items()})
