@@ -17,7 +17,7 @@ from torch import Tensor
 
 # No head keeps more than this many times the mean, and none less than the mean over it.
 SPREAD = 4
-QUERIES_AT_ONCE = 32  # whose scores stay in the cache of a core
+QUERIES_AT_ONCE = 16  # whose scores stay in the cache of a core (measured: 8 and 32 are slower)
 
 
 class KeptRows(NamedTuple):
@@ -54,9 +54,7 @@ def expected_mass(queries: Tensor, keys: Tensor, earlier: Tensor, recent: Tensor
         unseen = torch.ones(end - start, end - start, dtype=torch.bool, device=keys.device).triu(1)
         own = scores[..., -(end - start) :].unflatten(2, (group, end - start))
         own.masked_fill_(unseen, float("-inf"))
-        scores.sub_(scores.amax(-1, keepdim=True)).exp_()
-        weights = scores.sum(-1, keepdim=True).reciprocal_()
-        mass += (weights.mT @ scores[..., :count])[:, :, 0]
+        mass += scores.softmax(-1)[..., :count].sum(2)
     return mass
 
 
