@@ -91,7 +91,7 @@ asan-kernels: setup
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0 UBSAN_OPTIONS=halt_on_error=1 \
 	  PYTHONMALLOC=malloc MC_OPS_EMU_LIBRARY=$(abspath $(ASAN_BUILD))/_ops_emu.so OMP_NUM_THREADS=1 \
-	  $(BIN)/python -m pytest -p no:cacheprovider -k cuda_emu $(ASAN_TESTS)
+	  $(BIN)/python -m pytest -p no:cacheprovider -k "cuda_emu or amx_emu" $(ASAN_TESTS)
 
 cuda-check: setup
 	PYTHON=$(abspath $(BIN)/python) bash tools/check_cuda_build.sh
