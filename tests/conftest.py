@@ -109,10 +109,18 @@ def open_device(name: str) -> Iterator[KernelDevice]:
     ops.set_cpu_level(before)
 
 
-@pytest.fixture(params=KERNEL_DEVICES)
-def device(request: pytest.FixtureRequest) -> Iterator[KernelDevice]:
-    """Every way to run a kernel: four CPU levels, CUDA source emulated, CUDA."""
-    yield from open_device(request.param)
+def kernel_device(*more: str) -> Any:
+    """A fixture `device`: every way to run a kernel, and `more` of `open_device`'s names."""
+
+    @pytest.fixture(name="device", params=[*KERNEL_DEVICES, *more])
+    def opened(request: pytest.FixtureRequest) -> Iterator[KernelDevice]:
+        yield from open_device(request.param)
+
+    return opened
+
+
+# Four CPU levels, CUDA source emulated, CUDA.
+device = kernel_device()
 
 
 @pytest.fixture(params=["cpu_portable", "cuda"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,16 +14,11 @@ from megacontext_ext import ops as door
 from megacontext_ext.entry_table import AttentionRules, EntryTable, ReadPlan, Rope
 from megacontext_ext.errors import InvalidArgument
 from megacontext_ext.reference import focused_attention as reference
-from tests.conftest import KERNEL_DEVICES, KernelDevice, open_device
+from tests.conftest import kernel_device
 from tests.tolerances import assert_close
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-
-@pytest.fixture(params=[*KERNEL_DEVICES, "amx_emu"])
-def device(request: pytest.FixtureRequest) -> Iterator[KernelDevice]:
-    """Every way to run attention; its AMX source on emulated tiles too."""
-    yield from open_device(request.param)
+device = kernel_device("amx_emu")
 
 
 @dataclass(frozen=True)
@@ -596,8 +590,7 @@ def test_compiles_without_graph_breaks(wrapper_device: Any) -> None:
 
     def step(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         plan = door.make_read_plan(table, starts, positions, query_tile=64)
-        rules = AttentionRules(rope=rope)
-        return door.focused_attention(q, keys, values, table, plan, rules)[0]
+        return door.focused_attention(q, keys, values, table, plan, AttentionRules(rope=rope))[0]
 
     inputs = [put(x).requires_grad_() for x in (problem.q, problem.keys, problem.values)]
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from megacontext.gists.base import FrozenBase, base_from_folder
 from megacontext.gists.distill import distill
 from megacontext.gists.layout import SpanLayout
-from megacontext.gists.net import GistNet, GistNetConfig, suffix_through_gists
+from megacontext.gists.net import GistNet, GistNetConfig, Pooling, suffix_through_gists
 from megacontext.train.loop import LoopConfig, TrainLoop
 from megacontext.train.tokens import TokenWindows
 from megacontext_ext.errors import InvalidArgument
@@ -34,7 +34,7 @@ class EmbeddingTraining:
     """Training of embedding gists: the net, the loop, how windows are cut."""
 
     layers: int = 2
-    pooling: str = "mean"
+    pooling: Pooling = "mean"
     levels: int = 1
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=200, accumulate=4, lr=1e-3))
     prefix: int = 64
@@ -79,11 +79,8 @@ def make_loop(
     config: EmbeddingTraining, base: FrozenBase, windows: TokenWindows, out: Path
 ) -> TrainLoop:
     """The run. Items are windows in the order of `windows`; each is seen once."""
-    net = GistNet(
-        GistNetConfig(base.shape.width, config.layers, config.pooling, config.levels),  # type: ignore[arg-type]
-        base.embed,
-        config.loop.seed,
-    )
+    sizes = GistNetConfig(base.shape.width, config.layers, config.pooling, config.levels)
+    net = GistNet(sizes, base.embed, config.loop.seed)
     width = config.layout.tokens + 1
 
     def item_loss(
