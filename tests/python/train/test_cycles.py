@@ -199,6 +199,8 @@ def test_a_frozen_module_stays(base: FrozenBase, tmp_path: Path) -> None:
     before = run.system.state()["lora"]
     run.run()
     assert [r.get("frozen", False) for r in run.curve] == [False, False, False, True]
+    assert "kept" not in run.curve[-1]
+    assert run.curve[-1]["recovery"] == run.curve[-2]["recovery"]
     after = run.system.state()["lora"]
     assert all(torch.equal(p, after[n]) for n, p in before.items())
 

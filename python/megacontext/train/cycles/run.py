@@ -154,7 +154,9 @@ class CycleRun:
 
     def _note(self, turn: str, cycle: int, found: dict[str, Any]) -> None:
         if "frozen" in found:
-            record = {**self.curve[-1], "turn": turn, "cycle": cycle, **found}
+            same = ("gate", "places", "nats", "recovery", "windows")
+            record = {"turn": turn, "cycle": cycle, **found}
+            record |= {name: self.curve[-1][name] for name in same}
         else:
             measured = measure(self.system, self.held.test, oracle=turn in ("start", MODULES[-1]))
             record = {"turn": turn, "cycle": cycle, **found}
