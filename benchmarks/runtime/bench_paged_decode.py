@@ -167,6 +167,7 @@ def summary(rows: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:
             "refocus_ms": 1e3 * statistics.median(r["refocus_s"] for r in rounds),
             "resident_pages_mib": max(r["resident_pages_mib"] for r in rounds),
             "brought_in": statistics.fmean(r["brought_in"] for r in rounds),
+            "own_mib": max(r["own_mib"] for r in rounds),
         }
     return found
 
