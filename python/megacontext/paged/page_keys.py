@@ -47,7 +47,8 @@ class PageKeys:
         end, room = self.block_count + len(keys), self._keys.shape[2]
         if end > room:
             layers, heads, _, width = self._keys.shape
-            grown = self._keys.new_zeros(layers, heads, max(end, 2 * room, _ROOM), width)
+            # A quarter more: doubling would hold up to as much again for nothing.
+            grown = self._keys.new_zeros(layers, heads, max(end, room + room // 4, _ROOM), width)
             grown[:, :, : self.block_count] = self._keys[:, :, : self.block_count]
             self._keys = grown
         self._keys[:, :, self.block_count : end] = keys.permute(1, 2, 0, 3)
@@ -67,9 +68,13 @@ class PageKeys:
         keys = self._keys[:, :, : self.block_count]
         layers, _, _, width = queries.shape
         # Query heads of one KV head together: [A, Hkv, Hq / Hkv * T, E].
-        asked = queries.float().transpose(1, 2).reshape(layers, keys.shape[1], -1, width)
-        shares = (torch.matmul(asked * scale, keys.mT)).softmax(-1)
-        return shares.flatten(0, 2).mean(0)
+        asked = queries.float().transpose(1, 2).reshape(layers, keys.shape[1], -1, width) * scale
+        total = torch.zeros(self.block_count)
+        # A layer at a time: the shares of all would take more room than the keys, and one product
+        # over all of them copies the keys.
+        for query, key in zip(asked, keys, strict=True):
+            total += torch.matmul(query, key.mT).softmax(-1).sum((0, 1))
+        return total / asked[..., 0].numel()
 
 
 def mean_keys(content: Tensor, layers: tuple[int, ...]) -> Tensor:
