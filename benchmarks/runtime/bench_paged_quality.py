@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     base = load(options.model, dtype=options.dtype)
-    spoken = load(LEARNED_FOR).tokenizer
+    spoken = (base if options.model == LEARNED_FOR else load(LEARNED_FOR)).tokenizer
     began, rows = time.monotonic(), []
     width = options.history + options.scored + 1
     # Another base may need fewer tokens for the same text.

@@ -23,6 +23,7 @@ from megacontext.models.port.jobs import no_gist_training, write_jobs
 from megacontext.train import kv_gists, lens
 from megacontext.train.config import read_config
 from megacontext.train.lens_examples import make_examples
+from megacontext.train.values import from_values
 
 pytestmark = pytest.mark.portability
 
@@ -31,7 +32,7 @@ SMOLLM2 = next(family for family in FAMILIES if family.name == "smollm2")
 
 
 def _lens(path: Path) -> lens.LensTraining:
-    return lens.config_from_dict(yaml.safe_load(path.read_text()))
+    return from_values(lens.LensTraining, yaml.safe_load(path.read_text()))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)

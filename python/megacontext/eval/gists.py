@@ -219,7 +219,9 @@ def main() -> None:
     if options.entries:
         numbers = tuple(int(n) for n in options.entries.split(","))
         suites = tuple(replace(s, entries=numbers) for s in suites)
-    named = dict(each.partition("=")[::2] for each in options.gistnet)
+    if bad := [each for each in options.gistnet if "=" not in each]:
+        parser.error(f"--gistnet must be name=FILE, got {bad[0]!r}")
+    named = dict(each.split("=", 1) for each in options.gistnet)
     nets = {name: GistNet.load(Path(file)).to(device) for name, file in named.items()}
     result = run(base, options.shard, adapter, suites, options.per_domain, options.batch, nets)
     result["dtype"], result["device"] = options.dtype, str(device)

@@ -9,8 +9,15 @@ from typing import Any
 import torch
 
 
+class TrainingFailed(RuntimeError):
+    """The run cannot go on; the last checkpoint is whole."""
+
+
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Replaces `path` atomically; the old one stays whole if this fails or is killed."""
+    """Replaces `path` atomically; the old one stays whole if this fails or is killed.
+
+    Raises: TrainingFailed when the disk refuses.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     try:
@@ -18,9 +25,15 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:
+    except BaseException as error:
         # Half a file would only take the room that a full disk lacks.
         part.unlink(missing_ok=True)
+        if isinstance(
+            error, OSError | RuntimeError
+        ):  # torch's writer tells a full disk by the latter
+            raise TrainingFailed(
+                f"{path}: could not be written ({error}); the last checkpoint is whole"
+            ) from error
         raise
     part.replace(path)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from megacontext.gists.adapter import AdapterRanks
+from megacontext.train.values import from_values
 
 
 @dataclass(frozen=True)
@@ -69,29 +70,9 @@ class GistTraining:
         return 1 + max(x.prefix + x.span + x.suffix for x in self.layouts)
 
 
-def config_from_dict(values: dict[str, Any]) -> GistTraining:
-    """A config from plain values.
-
-    Raises:
-        ValueError: an unknown key.
-    """
-    known = {f.name for f in fields(GistTraining)}
-    if unknown := sorted(set(values) - known):
-        raise ValueError(f"[config_from_dict] keys must be of {sorted(known)}, got {unknown}")
-    plain = dict(values)
-    if "layouts" in plain:
-        plain["layouts"] = tuple(LayoutChoice(**x) for x in plain["layouts"])
-    if "ranks" in plain:
-        plain["ranks"] = AdapterRanks(**plain["ranks"])
-    for name in ("rows", "betas"):
-        if name in plain:
-            plain[name] = tuple(plain[name])
-    return GistTraining(**plain)
-
-
 def read_config(path: Path, **changes: Any) -> GistTraining:
     """A config from a YAML file, with values changed by name."""
     import yaml
 
     values = yaml.safe_load(path.read_text()) or {}
-    return config_from_dict({**values, **changes})
+    return from_values(GistTraining, {**values, **changes})

@@ -11,10 +11,10 @@ all of its layers, but only at the places of gists and suffix.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +25,8 @@ from megacontext.gists.distill import distill
 from megacontext.gists.layout import SpanLayout
 from megacontext.gists.net import GistNet, GistNetConfig, Pooling, suffix_through_gists
 from megacontext.train.loop import LoopConfig, TrainLoop
-from megacontext.train.tokens import TokenWindows
-from megacontext_ext.errors import InvalidArgument
+from megacontext.train.tokens import TokenWindows, open_windows
+from megacontext.train.values import from_values
 
 
 @dataclass(frozen=True)
@@ -46,17 +46,6 @@ class EmbeddingTraining:
     @property
     def layout(self) -> SpanLayout:
         return SpanLayout(self.prefix, self.span, self.suffix, 1)
-
-
-def config_from_dict(values: dict[str, Any]) -> EmbeddingTraining:
-    """A config from plain values. Raises: InvalidArgument for an unknown key."""
-    known = {f.name for f in fields(EmbeddingTraining)}
-    if unknown := sorted(set(values) - known):
-        raise InvalidArgument(f"[config] keys must be of {sorted(known)}, got {unknown}")
-    plain = dict(values)
-    if "loop" in plain:
-        plain["loop"] = LoopConfig(**plain["loop"])
-    return EmbeddingTraining(**plain)
 
 
 def window_loss(
@@ -90,7 +79,11 @@ def make_loop(
         ids = torch.from_numpy(windows.tokens[start : start + width].astype(np.int64))[None]
         return window_loss(base, model, config, ids)
 
-    provenance = {"base": base.fingerprint(), "data": windows.signature}
+    provenance = {
+        "base": base.fingerprint(),
+        "data": windows.signature,
+        "net": json.dumps(asdict(sizes)),
+    }
     return TrainLoop(config.loop, net, len(windows), item_loss, out, provenance)
 
 
@@ -112,10 +105,12 @@ def main(arguments: list[str] | None = None) -> None:
     for name in ("layers", "pooling"):
         if getattr(given, name) is not None:
             values[name] = getattr(given, name)
-    config = config_from_dict(values)
+    config = from_values(EmbeddingTraining, values)
     base = base_from_folder(given.base, getattr(torch, given.dtype))
-    shards = sorted(given.shards.glob("train-*.u16*"))
-    windows = TokenWindows(shards, config.layout.tokens + 1, config.loop.seed, config.min_document)
+    windows = open_windows(
+        given.shards, config.layout.tokens + 1, config.loop.seed, config.min_document,
+        base.shape.vocab,
+    )  # fmt: skip
     loop = make_loop(config, base, windows, given.out)
     if loop.resume():
         print(f"[gistnet] goes on at step {loop.step}", flush=True)

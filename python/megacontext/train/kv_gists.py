@@ -30,16 +30,12 @@ from megacontext.gists.base import FrozenBase, KeyValues, base_from_folder, choo
 from megacontext.gists.distill import Distilled, distill, slice_terms
 from megacontext.gists.layout import K, SpanLayout
 from megacontext.gists.rows import assemble, compute_rows
-from megacontext.train.checkpoint import read_checkpoint, write_checkpoint
+from megacontext.train.checkpoint import TrainingFailed, read_checkpoint, write_checkpoint
 from megacontext.train.config import GistTraining, read_config
-from megacontext.train.tokens import TokenWindows
+from megacontext.train.tokens import TokenWindows, open_windows
 
 # ids [B, T] of windows -> normed hidden states [B, >= suffix, width].
 Reader = Callable[[Tensor], Tensor]
-
-
-class TrainingFailed(RuntimeError):
-    """The run cannot go on; the last checkpoint is whole."""
 
 
 def draw_layouts(config: GistTraining, step: int) -> list[SpanLayout]:
@@ -429,9 +425,10 @@ def main(arguments: list[str] | None = None) -> None:
     device = torch.device(options.device)
     base = base_from_folder(options.base, getattr(torch, options.dtype), device)
     print(f"[train] attention: {choose_attention(device)}", flush=True)
-    shards = sorted(options.shards.glob("train-*.u16*"))
-    windows = TokenWindows(shards, config.window, config.seed, config.min_document)
-    print(f"[train] {len(windows.tokens):,} tokens in {len(shards)} shards", flush=True)
+    windows = open_windows(
+        options.shards, config.window, config.seed, config.min_document, base.shape.vocab
+    )
+    print(f"[train] {len(windows.tokens):,} tokens", flush=True)
     validation = None
     if config.validation_spans and (options.shards / "val.json").exists():
         path = next(options.shards.glob("val.u16*"))

@@ -14,9 +14,8 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -40,6 +39,7 @@ from megacontext.train.lens_examples import (
 from megacontext.train.lens_labels import read_labels
 from megacontext.train.loop import LoopConfig, TrainLoop
 from megacontext.train.track import draw_curves
+from megacontext.train.values import from_values
 from megacontext_ext.errors import InvalidArgument
 
 
@@ -70,19 +70,6 @@ class LensTraining:
         "reading": 120, "two documents": 60, "needle": 20, "twin": 20})  # fmt: skip
     # An example with measured gains stands in the data this many times.
     labelled_repeats: int = 2
-
-
-_PARTS = {"net": LensNetConfig, "loop": LoopConfig, "weights": LossWeights, "examples": ExamplePlan}
-
-
-def config_from_dict(values: dict[str, Any]) -> LensTraining:
-    """A config from plain values. Raises: InvalidArgument for an unknown key."""
-    known = {f.name for f in fields(LensTraining)}
-    if unknown := sorted(set(values) - known):
-        raise InvalidArgument(f"[config] keys must be of {sorted(known)}, got {unknown}")
-    return LensTraining(
-        **{name: _PARTS[name](**v) if name in _PARTS else v for name, v in values.items()}
-    )
 
 
 def example_loss(
@@ -186,7 +173,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--steps", type=int, help="stop after so many; the next call goes on")
     given = parser.parse_args()
-    config = config_from_dict(yaml.safe_load(given.config.read_text()) or {})
+    config = from_values(LensTraining, yaml.safe_load(given.config.read_text()) or {})
     base = load(given.model)
     splits: tuple[Split, Split] = ("train", "validation")
     held = [open_history(make_stream(s), given.labels / "histories", base) for s in splits]

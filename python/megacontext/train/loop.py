@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from megacontext.train.checkpoint import read_checkpoint, write_checkpoint
+from megacontext.train.checkpoint import TrainingFailed, read_checkpoint, write_checkpoint
 from megacontext.train.parallel import (
     Parallel,
     distribute,
@@ -31,10 +31,6 @@ from megacontext_ext.errors import InvalidArgument
 
 # (model, item, generator) -> the item's loss and what else is worth a curve.
 ItemLoss = Callable[[nn.Module, int, torch.Generator], tuple[Tensor, Mapping[str, float]]]
-
-
-class TrainingFailed(RuntimeError):
-    """The run cannot go on; the last checkpoint is whole."""
 
 
 @dataclass(frozen=True)
@@ -182,13 +178,7 @@ class TrainLoop:
             "provenance": self.provenance,
             "config": asdict(self.config),
         }
-        try:
-            write_checkpoint(self.checkpoint, state)
-        except (OSError, RuntimeError) as error:  # torch's writer tells a full disk by the latter
-            raise TrainingFailed(
-                f"{self.checkpoint}: step {self.step} could not be written ({error}); the last "
-                "checkpoint is whole"
-            ) from error
+        write_checkpoint(self.checkpoint, state)
 
     def resume(self) -> bool:
         """Continues from the checkpoint of `out`, if there is one.

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from megacontext.eval.held_out import read_shard
+from megacontext_ext.errors import InvalidArgument
 
 END_OF_DOCUMENT = 0
 
@@ -67,3 +68,22 @@ class TokenWindows:
             found.append(part)
             index, count = index + len(part), count - len(part)
         return np.concatenate(found)
+
+
+def open_windows(
+    folder: Path, width: int, seed: int, min_document: int, vocabulary: int
+) -> TokenWindows:
+    """Windows of the training shards that `tools/prepare_corpus.py` wrote to `folder`.
+
+    Raises: InvalidArgument when there is none, or when a token lies beyond the base's vocabulary.
+    """
+    paths = sorted(folder.glob("train-*.u16*"))
+    if not paths:
+        raise InvalidArgument(f"[shards] {folder} must hold train-*.u16 or .u16.xz, got none")
+    windows = TokenWindows(paths, width, seed, min_document)
+    if (highest := int(windows.tokens.max())) >= vocabulary:
+        raise InvalidArgument(
+            f"[shards] tokens of {folder} must be below the base's vocabulary of {vocabulary}, got "
+            f"{highest}: shards of another tokenizer?"
+        )
+    return windows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,12 @@ from megacontext.gists.layout import SpanLayout
 from megacontext.gists.net import GistNet, GistNetConfig, suffix_through_gists, unit
 from megacontext.train.embedding_gists import (
     EmbeddingTraining,
-    config_from_dict,
     make_loop,
     window_loss,
 )
 from megacontext.train.loop import LoopConfig, TrainingFailed
 from megacontext.train.tokens import TokenWindows
+from megacontext.train.values import from_values
 from megacontext_ext.errors import InvalidArgument
 
 WIDTH = 64
@@ -164,6 +165,8 @@ def test_a_stopped_run_equals_one_that_was_not(base: FrozenBase, tmp_path: Path)
         part.run(2)
     for (name, a), b in zip(whole.model.named_parameters(), part.model.parameters(), strict=True):
         assert torch.equal(a, b), name
+    with pytest.raises(TrainingFailed, match=r"net: expected .*, got"):
+        make_loop(replace(config, layers=2), base, windows, tmp_path / "part").resume()
     with pytest.raises(TrainingFailed, match="base: expected"):
         make_loop(config, random_base(SHAPE, seed=3), windows, tmp_path / "part").resume()
 
@@ -179,9 +182,11 @@ def test_bad_input_is_refused_with_its_numbers(base: FrozenBase) -> None:
     with pytest.raises(InvalidArgument, match="width must be the base's 64, got 128"):
         GistNet(GistNetConfig(128), base.embed)
     net = GistNet(small(), base.embed)
+    assert net(torch.zeros(0, 32, WIDTH)).shape == (0, WIDTH)
+    assert net.tree(torch.zeros(31, WIDTH)) == []
     with pytest.raises(InvalidArgument, match=r"inputs must be \[N, 32, 64\], got \[2, 31, 64\]"):
         net(torch.zeros(2, 31, 64))
     with pytest.raises(InvalidArgument, match="lod must be at least 1, got 0"):
         net(torch.zeros(2, 32, 64), lod=0)
     with pytest.raises(InvalidArgument, match="keys must be of"):
-        config_from_dict({"layer": 1})
+        from_values(EmbeddingTraining, {"layer": 1})

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from megacontext.train.config import GistTraining, LayoutChoice, config_from_dict, read_config
+from megacontext.train.config import GistTraining, LayoutChoice, read_config
+from megacontext.train.values import from_values
 
 ROOT = Path(__file__).parents[3]
 
@@ -20,14 +21,17 @@ def test_the_shipped_config_reads() -> None:
 
 def test_unknown_keys_and_bad_budgets_are_refused() -> None:
     with pytest.raises(ValueError, match="learning_rate"):
-        config_from_dict({"learning_rate": 1.0})
+        from_values(GistTraining, {"learning_rate": 1.0})
+    with pytest.raises(ValueError, match=r"\[config\.ranks\] keys must be of .*, got \['z'\]"):
+        from_values(GistTraining, {"ranks": {"z": 1}})
     with pytest.raises(ValueError, match="exactly one"):
         GistTraining(budget_minutes=1.0, budget_steps=5)
 
 
 def test_nested_values_become_dataclasses() -> None:
-    config = config_from_dict(
-        {"layouts": [{"weight": 1, "prefix": 0, "span": 32, "suffix": 8}], "ranks": {"q": 3}}
+    config = from_values(
+        GistTraining,
+        {"layouts": [{"weight": 1, "prefix": 0, "span": 32, "suffix": 8}], "ranks": {"q": 3}},
     )
     assert config.layouts == (LayoutChoice(1, 0, 32, 8),)
     assert config.ranks.q == 3

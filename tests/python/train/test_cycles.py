@@ -15,14 +15,15 @@ from torch import Tensor
 from megacontext.gists.adapter import AdapterRanks
 from megacontext.gists.base import BaseShape, FrozenBase, base_from_model, random_base
 from megacontext.gists.layout import K
+from megacontext.train.checkpoint import TrainingFailed
 from megacontext.train.cycles import report, turns
+from megacontext.train.cycles.__main__ import held_out
 from megacontext.train.cycles.config import (
     MODULES,
     Cut,
     CycleTraining,
     Module,
     Phase,
-    config_from_dict,
     read_config,
 )
 from megacontext.train.cycles.lora import Lora
@@ -35,7 +36,7 @@ from megacontext.train.cycles.scene import (
     read_horizon,
 )
 from megacontext.train.cycles.system import System, measure
-from megacontext.train.loop import TrainingFailed
+from megacontext.train.values import from_values
 from megacontext_ext.errors import InvalidArgument
 
 SHAPE = BaseShape(2, 32, 4, 2, 8, 48, 61, 1e4, 1e-5)
@@ -220,6 +221,17 @@ def test_another_base_or_config_is_refused(base: FrozenBase, tmp_path: Path) -> 
         cycle_run(random_base(SHAPE, seed=3), tmp_path).resume()
     with pytest.raises(TrainingFailed, match="config"):
         cycle_run(base, tmp_path, label_windows=4).resume()
+    with pytest.raises(TrainingFailed, match="data: expected b, got"):
+        CycleRun(config(), base, windows, held(), tmp_path, "b").resume()
+
+
+def test_shards_that_are_missing_or_too_short_are_told(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match=r"must hold val\.u16 or .u16.xz, got none"):
+        held_out(config(), tmp_path)
+    (tmp_path / "val.u16").write_bytes(np.ones(20, "<u2").tobytes())
+    (tmp_path / "val.json").write_text(json.dumps({"documents": [["s", "d", "t", 0, 20]]}))
+    with pytest.raises(InvalidArgument, match=f"a document of {CUT.window} tokens, got none"):
+        held_out(config(), tmp_path)
 
 
 def test_a_loss_that_is_not_finite_stops_before_anything_moves(base: FrozenBase) -> None:
@@ -231,13 +243,29 @@ def test_a_loss_that_is_not_finite_stops_before_anything_moves(base: FrozenBase)
     assert all(torch.equal(p, before[n]) for n, p in system.lens.named_parameters())
 
 
+def test_a_gradient_that_is_not_finite_stops_too() -> None:
+    module = torch.nn.Linear(1, 1)
+    before = module.weight.detach().clone()
+
+    def steep(step: int) -> Tensor:
+        return (module.weight - module.weight.detach()).sum().abs().sqrt()  # 0, its slope is not
+
+    with pytest.raises(TrainingFailed, match=r"got 0\.0 and nan at step 0"):
+        turns._turn("steep", module, Phase(1, 1e-2), 1, steep)
+    assert torch.equal(module.weight, before)
+
+
 def test_bad_configs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match=r"raw_blocks must be 1\.\.3, got 4"):
         Cut(blocks=4, raw_blocks=4)
     with pytest.raises(InvalidArgument, match="frozen"):
         config(frozen=("base",))
+    with pytest.raises(InvalidArgument, match="gate_windows must be at least 1, got 0"):
+        config(gate_windows=0)
+    with pytest.raises(InvalidArgument, match="steps and batch must be at least 1, got 0 and 4"):
+        Phase(0, 1e-2)
     with pytest.raises(InvalidArgument, match="keys must be of"):
-        config_from_dict({"rounds": 3})
+        from_values(CycleTraining, {"rounds": 3})
     text = "cut: {blocks: 8, raw_blocks: 2}\nlora: {steps: 5, lr: 0.1}\n"
     (tmp_path / "c.yaml").write_text(text)
     read = read_config(tmp_path / "c.yaml", frozen=["lens"])
@@ -245,7 +273,7 @@ def test_bad_configs_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_lora_is_what_peft_loads(tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
+    import peft
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(3)
@@ -272,7 +300,6 @@ def test_the_lora_is_what_peft_loads(tmp_path: Path) -> None:
 
 
 def test_a_report_compares_runs_window_by_window(base: FrozenBase, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     for name, frozen in (("all", ()), ("without-gists", ("gists",))):
         cycle_run(base, tmp_path / name, cycles=1, frozen=frozen).run()
     report.main(

@@ -19,10 +19,11 @@ from megacontext.eval.lens.streams import SPLITS, Stream, StreamQuestion, make_s
 from megacontext.lens import Question
 from megacontext.lens.net import LensNet, LensNetConfig
 from megacontext.lens.trained import TrainedLens
-from megacontext.train.lens import LensTraining, calibrate, config_from_dict, found_share, make_loop
+from megacontext.train.lens import LensTraining, calibrate, found_share, make_loop
 from megacontext.train.lens_examples import ExamplePlan, labelled_examples, make_examples
 from megacontext.train.lens_labels import Labeller, LabelPlan, make_labels, read_labels
 from megacontext.train.loop import LoopConfig
+from megacontext.train.values import from_values
 from megacontext_ext.errors import InvalidArgument
 
 SHIPS = ["Astrid", "Ingrid", "Petrel", "Solveig", "Undine", "Vesper", "Nereid", "Thalassa"]
@@ -231,8 +232,8 @@ def test_a_report_ranks_a_perfect_method_above_a_blind_one(held, tmp_path):
 
 def test_an_unknown_key_of_a_config_is_refused():
     with pytest.raises(InvalidArgument, match="got \\['nett'\\]"):
-        config_from_dict({"nett": {}})
-    assert config_from_dict({"net": {"design": "transformer"}}).net.design == "transformer"
+        from_values(LensTraining, {"nett": {}})
+    assert from_values(LensTraining, {"net": {"design": "transformer"}}).net.design == "transformer"
 
 
 @pytest.mark.slow

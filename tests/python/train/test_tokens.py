@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from megacontext.eval.held_out import held_out_spans, read_shard
-from megacontext.train.tokens import TokenWindows
+from megacontext.train.tokens import TokenWindows, open_windows
+from megacontext_ext.errors import InvalidArgument
 
 
 def write(path: Path, documents: list[int]) -> Path:
@@ -65,3 +66,12 @@ def test_held_out_spans_are_balanced_and_do_not_overlap(tmp_path: Path) -> None:
     assert [s.domain for s in spans] == ["code"] * 2 + ["prose"] * 6
     assert sorted(s.source for s in spans[2:]) == ["x"] * 3 + ["y"] * 3
     assert all(len(set(s.ids.tolist())) == 1 for s in spans)
+
+
+def test_a_folder_without_shards_or_of_another_tokenizer_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match=r"must hold train-.*got none"):
+        open_windows(tmp_path, 20, 0, 10, 100)
+    write(tmp_path / "train-00.u16", [50, 60])
+    assert len(open_windows(tmp_path, 20, 0, 10, 3)) == 5
+    with pytest.raises(InvalidArgument, match="below the base's vocabulary of 2, got 2"):
+        open_windows(tmp_path, 20, 0, 10, 2)

@@ -20,7 +20,8 @@ from megacontext.gists.base import base_from_folder
 from megacontext.train.cycles.config import MODULES, CycleTraining, read_config
 from megacontext.train.cycles.run import CycleRun, HeldOut
 from megacontext.train.cycles.turns import Windows
-from megacontext.train.tokens import TokenWindows
+from megacontext.train.tokens import TokenWindows, open_windows
+from megacontext_ext.errors import InvalidArgument
 
 
 def window_reader(windows: TokenWindows, width: int) -> Windows:
@@ -33,9 +34,17 @@ def window_reader(windows: TokenWindows, width: int) -> Windows:
 
 
 def held_out(config: CycleTraining, shards: Path) -> HeldOut:
+    """Raises: InvalidArgument for a shard that is missing or holds no window."""
+
     def windows(split: str, per_domain: int) -> Tensor:
-        path = next(shards.glob(f"{split}.u16*"))
+        path = next(shards.glob(f"{split}.u16*"), None)
+        if path is None:
+            raise InvalidArgument(f"[shards] {shards} must hold {split}.u16 or .u16.xz, got none")
         spans = held_out_spans(path, config.cut.window, per_domain)
+        if not spans:
+            raise InvalidArgument(
+                f"[shards] {path} must hold a document of {config.cut.window} tokens, got none"
+            )
         return torch.from_numpy(np.stack([span.ids for span in spans]).astype(np.int64))
 
     return HeldOut(windows("val", config.gate_windows), windows("test", config.test_windows))
@@ -54,10 +63,10 @@ def main(arguments: list[str] | None = None) -> None:
     changes = {"frozen": tuple(given.freeze)} if given.freeze else {}
     config = read_config(given.config, **changes)
     base = base_from_folder(given.base, getattr(torch, given.dtype))
-    paths = sorted(given.shards.glob("train-*.u16*"))
-    windows = TokenWindows(paths, config.cut.window, config.seed, config.min_document)
-    read = window_reader(windows, config.cut.window)
-    run = CycleRun(config, base, read, held_out(config, given.shards), given.out)
+    width = config.cut.window
+    windows = open_windows(given.shards, width, config.seed, config.min_document, base.shape.vocab)
+    read, held = window_reader(windows, width), held_out(config, given.shards)
+    run = CycleRun(config, base, read, held, given.out, windows.signature)
     if run.resume():
         print(f"[cycles] goes on after {run.done} turns", flush=True)
     run.run(given.turns)

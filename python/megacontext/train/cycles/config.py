@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from megacontext.gists.adapter import AdapterRanks
 from megacontext.gists.layout import K
+from megacontext.train.values import from_values
 from megacontext_ext.errors import InvalidArgument
 
 Module = Literal["gists", "lens", "lora"]
@@ -63,6 +64,12 @@ class Phase:
     batch: int = 4
     weight_decay: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 1:
+            raise InvalidArgument(
+                f"[phase] steps and batch must be at least 1, got {self.steps} and {self.batch}"
+            )
+
 
 @dataclass(frozen=True)
 class CycleTraining:
@@ -90,28 +97,15 @@ class CycleTraining:
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.frozen) - set(MODULES)):
             raise InvalidArgument(f"[cycles] frozen must be of {MODULES}, got {unknown}")
-        if self.cycles < 1:
-            raise InvalidArgument(f"[cycles] cycles must be at least 1, got {self.cycles}")
-
-
-_PARTS: dict[str, Any] = {
-    "cut": Cut, "gists": Phase, "lens": Phase, "lora": Phase, "ranks": AdapterRanks
-}  # fmt: skip
-
-
-def config_from_dict(values: dict[str, Any]) -> CycleTraining:
-    """A config from plain values. Raises: InvalidArgument for an unknown key."""
-    known = {f.name for f in fields(CycleTraining)}
-    if unknown := sorted(set(values) - known):
-        raise InvalidArgument(f"[config] keys must be of {sorted(known)}, got {unknown}")
-    plain = {name: _PARTS[name](**v) if name in _PARTS else v for name, v in values.items()}
-    if "frozen" in plain:
-        plain["frozen"] = tuple(plain["frozen"])
-    return CycleTraining(**plain)
+        for name in ("cycles", "label_windows", "gate_windows", "test_windows"):
+            if getattr(self, name) < 1:
+                raise InvalidArgument(
+                    f"[cycles] {name} must be at least 1, got {getattr(self, name)}"
+                )
 
 
 def read_config(path: Path, **changes: Any) -> CycleTraining:
     """A config from a YAML file, with values changed by name."""
     import yaml
 
-    return config_from_dict({**(yaml.safe_load(path.read_text()) or {}), **changes})
+    return from_values(CycleTraining, {**(yaml.safe_load(path.read_text()) or {}), **changes})

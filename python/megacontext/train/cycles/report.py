@@ -122,7 +122,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--run", action="append", required=True, help="name=folder")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args(arguments)
-    runs = dict(each.partition("=")[::2] for each in given.run)
+    if bad := [each for each in given.run if "=" not in each]:
+        parser.error(f"--run must be name=folder, got {bad[0]!r}")
+    runs = dict(each.split("=", 1) for each in given.run)
     found = write({name: read_run(Path(folder)) for name, folder in runs.items()}, given.out)
     print(table(found), end="")
 

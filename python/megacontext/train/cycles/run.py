@@ -11,12 +11,11 @@ from typing import Any
 from torch import Tensor
 
 from megacontext.gists.base import FrozenBase
-from megacontext.train.checkpoint import read_checkpoint, write_checkpoint
+from megacontext.train.checkpoint import TrainingFailed, read_checkpoint, write_checkpoint
 from megacontext.train.cycles import turns
 from megacontext.train.cycles.block_lens import save_lens
 from megacontext.train.cycles.config import MODULES, CycleTraining, Module
 from megacontext.train.cycles.system import System, measure, shown_nats
-from megacontext.train.loop import TrainingFailed
 
 SHORTEST = 4  # Steps of a turn that has been halved.
 
@@ -43,9 +42,16 @@ class CycleRun:
         windows: turns.Windows,
         held: HeldOut,
         out: Path,
+        data: str = "",
     ) -> None:
+        """data: what names the windows; a checkpoint of other data is refused."""
         self.config, self.windows, self.held, self.out = config, windows, held, out
         self.system = System(config, base)
+        self.provenance = {
+            "base": base.fingerprint(),
+            "data": data,
+            "config": json.dumps(asdict(config), sort_keys=True),
+        }
         self.curve: list[dict[str, Any]] = []
         self.steps: dict[str, int] = {m: getattr(config, m).steps for m in MODULES}
         self.done, self.place = 0, 0  # Turns; windows read so far.
@@ -65,8 +71,7 @@ class CycleRun:
                 "steps": self.steps,
                 "done": self.done,
                 "place": self.place,
-                "base": self.system.base.fingerprint(),
-                "config": json.dumps(asdict(self.config), sort_keys=True),
+                "provenance": self.provenance,
             },
         )
         lines = "".join(json.dumps(record) + "\n" for record in self.curve)
@@ -75,19 +80,14 @@ class CycleRun:
     def resume(self) -> bool:
         """Goes on from the checkpoint of `out`, if there is one.
 
-        Raises: TrainingFailed when it belongs to another base or config.
+        Raises: TrainingFailed when it belongs to another base, data or config.
         """
         if not self.checkpoint.exists():
             return False
         state = read_checkpoint(self.checkpoint)
-        for name, wanted in (
-            ("base", self.system.base.fingerprint()),
-            ("config", json.dumps(asdict(self.config), sort_keys=True)),
-        ):
-            if state[name] != wanted:
-                raise TrainingFailed(
-                    f"{self.checkpoint}: {name}: expected {wanted}, got {state[name]}"
-                )
+        for name, wanted in self.provenance.items():
+            if (found := state["provenance"][name]) != wanted:
+                raise TrainingFailed(f"{self.checkpoint}: {name}: expected {wanted}, got {found}")
         self.system.restore(state["system"])
         self.curve, self.steps = state["curve"], state["steps"]
         self.done, self.place = state["done"], state["place"]

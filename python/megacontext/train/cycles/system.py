@@ -48,7 +48,7 @@ class System:
 
     def restore(self, state: dict[str, dict[str, Tensor]]) -> None:
         for name, parameters in state.items():
-            self.module(name).load_state_dict(parameters, strict=False)  # type: ignore[arg-type]
+            self.module(name).load_state_dict(parameters)  # type: ignore[arg-type]
 
     def reading(self) -> FrozenBase:
         """The base with the LoRA on; without gradients while nothing asks for them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -10,11 +10,11 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from megacontext.gists.distill import distill
+from megacontext.train.checkpoint import TrainingFailed
 from megacontext.train.cycles.block_lens import lens_loss
 from megacontext.train.cycles.config import Phase
 from megacontext.train.cycles.scene import gist_rows, open_scene, read_horizon
 from megacontext.train.cycles.system import System
-from megacontext.train.loop import TrainingFailed
 
 Labels = list[tuple[Tensor, Tensor]]
 # place in the data, how many -> windows [n, window].
@@ -54,32 +54,35 @@ def distilled(system: System, ids: Tensor, generator: np.random.Generator) -> Te
     return part.loss
 
 
-def _updates(
-    name: str, module: nn.Module, phase: Phase, steps: int
-) -> Iterator[tuple[int, Callable[[Tensor], float]]]:
-    """(step, apply): `apply(loss)` makes one update of `module` alone and returns the loss."""
+def _turn(
+    name: str, module: nn.Module, phase: Phase, steps: int, loss_of: Callable[[int], Tensor]
+) -> list[float]:
+    """`steps` updates of `module` alone by `loss_of(step)`: the loss of each.
+
+    Raises: TrainingFailed for a loss or gradient that is not finite, before the step's update.
+    """
     optimizer = torch.optim.AdamW(module.parameters(), lr=phase.lr, weight_decay=phase.weight_decay)
+    losses = []
     for step in track(range(steps), name, transient=True):
         warm = min(1.0, (step + 1) / max(1, steps // 10))
-        rate = phase.lr * warm * (1.0 - 0.9 * step / steps)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = phase.lr * warm * (1.0 - 0.9 * step / steps)
+        optimizer.zero_grad(set_to_none=True)
+        loss = loss_of(step)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        losses.append(float(loss.detach()))
+        if not np.isfinite([losses[-1], float(norm)]).all():
+            raise TrainingFailed(
+                f"[{name}] loss and gradient norm must be finite, got {losses[-1]} and "
+                f"{float(norm)} at step {step}"
+            )
+        optimizer.step()
+    return losses
 
-        def apply(loss: Tensor, step: int = step) -> float:
-            value = float(loss.detach())
-            if not np.isfinite(value):
-                raise TrainingFailed(f"[{name}] loss must be finite, got {value} at step {step}")
-            loss.backward()
-            nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            return value
 
-        yield step, apply
-
-
-def _alone(system: System, module: nn.Module) -> None:
-    """Gradients for one module, none for the others."""
+def _alone(system: System, module: nn.Module | None) -> None:
+    """Gradients for one module at most, none for the others."""
     for other in (system.gists, system.lens, system.lora):
         other.requires_grad_(other is module)
 
@@ -91,15 +94,16 @@ def train_reader(
     """A turn of gists or LoRA: the loss of every step."""
     _alone(system, module)
     generator = np.random.default_rng(seed)
-    return [
-        apply(distilled(system, windows(start + step * phase.batch, phase.batch), generator))
-        for step, apply in _updates(name, module, phase, steps)
-    ]
+
+    def loss_of(step: int) -> Tensor:
+        return distilled(system, windows(start + step * phase.batch, phase.batch), generator)
+
+    return _turn(name, module, phase, steps, loss_of)
 
 
 def relabel(system: System, windows: Windows, start: int, count: int) -> Labels:
     """What each block is worth raw, with the gists and the LoRA as they are now."""
-    _alone(system, nn.Identity())
+    _alone(system, None)
     places = track(range(start, start + count), "labels", transient=True)
     return [system.gains(windows(place, 1)[0]) for place in places]
 
@@ -108,9 +112,10 @@ def train_lens(system: System, phase: Phase, steps: int, labels: Labels, seed: i
     """A turn of the lens on this cycle's labels: the loss of every step."""
     _alone(system, system.lens)
     generator = np.random.default_rng(seed)
-    found = []
-    for _, apply in _updates("lens", system.lens, phase, steps):
+
+    def loss_of(step: int) -> Tensor:
         items = [labels[i] for i in generator.integers(0, len(labels), phase.batch)]
         losses = [lens_loss(system.lens(attention), gain) for attention, gain in items]
-        found.append(apply(torch.stack(losses).mean()))
-    return found
+        return torch.stack(losses).mean()
+
+    return _turn("lens", system.lens, phase, steps, loss_of)
