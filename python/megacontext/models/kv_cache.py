@@ -22,8 +22,8 @@ CACHE_ARGUMENT = (
     else "past_key_values"
 )
 
-# Room is added in steps of this many places, and at least a quarter of what is there.
-_GROWTH_PLACES = 256
+# Places to spare behind what is there, at least, when a buffer is made.
+_SPARE_PLACES = 64
 
 
 class GrowingLayer(DynamicLayer):
@@ -87,7 +87,8 @@ class GrowingCache(Cache):
 def _with_room(buffer: Tensor | None, new: Tensor, length: int, end: int) -> Tensor:
     if buffer is not None and buffer.shape[-2] >= end:
         return buffer
-    places = end + max(_GROWTH_PLACES, end // 4)
+    # A power of two: such a buffer is a pool of one page (`seen_places.py`).
+    places = 1 << (end + _SPARE_PLACES - 1).bit_length()
     grown = torch.empty((*new.shape[:2], places, new.shape[-1]), dtype=new.dtype, device=new.device)
     if buffer is not None:
         grown[:, :, :length] = buffer[:, :, :length]
