@@ -55,7 +55,12 @@ def attend(
 
 
 def attend_cache(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, window: int
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    window: int,
 ) -> Tensor | None:
     """[B, S, H, E] by focused attention; None where it does not fit. Shapes as in `attend`."""
     if query.shape[-1] not in _WIDTHS or query.dtype not in _DTYPES or key.dtype != query.dtype:

@@ -25,6 +25,7 @@ from megacontext.gists.distill import distill
 from megacontext.gists.layout import SpanLayout
 from megacontext.gists.net import GistNet, GistNetConfig, Pooling, suffix_through_gists
 from megacontext.train.loop import LoopConfig, TrainLoop
+from megacontext.train.parallel import joined_processes
 from megacontext.train.tokens import TokenWindows, open_windows
 from megacontext.train.values import from_values
 
@@ -106,6 +107,11 @@ def main(arguments: list[str] | None = None) -> None:
         if getattr(given, name) is not None:
             values[name] = getattr(given, name)
     config = from_values(EmbeddingTraining, values)
+    with joined_processes():
+        _train(config, given)
+
+
+def _train(config: EmbeddingTraining, given: argparse.Namespace) -> None:
     base = base_from_folder(given.base, getattr(torch, given.dtype))
     windows = open_windows(
         given.shards, config.layout.tokens + 1, config.loop.seed, config.min_document,
@@ -115,8 +121,9 @@ def main(arguments: list[str] | None = None) -> None:
     if loop.resume():
         print(f"[gistnet] goes on at step {loop.step}", flush=True)
     loop.run(given.steps)
-    if given.export is not None and isinstance(loop.model, GistNet):
-        loop.model.save(given.export)
+    net = loop.whole_model()
+    if given.export is not None and loop.rank == 0 and isinstance(net, GistNet):
+        net.save(given.export)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ from megacontext.train.lens_examples import (
 )
 from megacontext.train.lens_labels import read_labels
 from megacontext.train.loop import LoopConfig, TrainLoop
+from megacontext.train.parallel import first_process_first, joined_processes
 from megacontext.train.track import draw_curves
 from megacontext.train.values import from_values
 from megacontext_ext.errors import InvalidArgument
@@ -174,18 +175,25 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="stop after so many; the next call goes on")
     given = parser.parse_args()
     config = from_values(LensTraining, yaml.safe_load(given.config.read_text()) or {})
+    with joined_processes():
+        _train(config, given)
+
+
+def _train(config: LensTraining, given: argparse.Namespace) -> None:
     base = load(given.model)
     splits: tuple[Split, Split] = ("train", "validation")
-    held = [open_history(make_stream(s), given.labels / "histories", base) for s in splits]
+    with first_process_first():
+        held = [open_history(make_stream(s), given.labels / "histories", base) for s in splits]
     train = build_examples(config, held[0], config.train, given.labels)
     validation = build_examples(config, held[1], config.validation, None)
     print(f"[lens] {len(train)} examples, {len(validation)} for validation", flush=True)
     provenance = {"base": base.facts.identity, "tokenizer": base.tokenizer.hash}
-    net = LensNet(config.net, config.loop.seed)
-    loop = make_loop(config, net, train, validation, (held[0].sketcher, given.out, provenance))
+    new = LensNet(config.net, config.loop.seed)
+    loop = make_loop(config, new, train, validation, (held[0].sketcher, given.out, provenance))
     loop.resume()
     loop.run(given.steps)
-    if given.export is not None and loop.step == config.loop.steps:
+    net, done = loop.whole_model(), loop.step == config.loop.steps
+    if given.export is not None and done and loop.rank == 0 and isinstance(net, LensNet):
         calibrate(net, validation, held[0].sketcher)
         card = {
             **provenance,

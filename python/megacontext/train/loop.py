@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,8 @@ class TrainLoop:
                 f"[loop] data must hold at least 1 item, got {self.item_count}: an empty shard?"
             )
         self.rank, self.world = rank_and_world()
+        # Sharding takes the model's own parameters apart.
+        self._whole = deepcopy(self.model) if self.config.parallel == "fsdp" else self.model
         self.wrapped = distribute(self.model, self.config.parallel)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay
@@ -154,6 +157,14 @@ class TrainLoop:
         self.save()
         if own is not None and tracker is None:
             own.close()
+
+    def whole_model(self) -> nn.Module:
+        """The model with all of its parameters, on the first process. All processes take part."""
+        if self._whole is not self.model:
+            parameters, _ = whole_state(self.wrapped, self.optimizer)
+            if self.rank == 0:
+                self._whole.load_state_dict(parameters)
+        return self._whole
 
     def save(self) -> None:
         """Replaces the checkpoint. All processes take part, the first one writes.

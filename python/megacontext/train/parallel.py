@@ -6,7 +6,10 @@ that accumulates R times as many.
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -30,17 +33,36 @@ def rank_and_world() -> tuple[int, int]:
     return 0, 1
 
 
-def join_processes() -> None:
-    """Meet the other processes of a torchrun: NCCL where there is CUDA, gloo elsewhere."""
-    if "RANK" in os.environ and not torch.distributed.is_initialized():
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        torch.distributed.init_process_group(backend)
+@contextmanager
+def joined_processes() -> Iterator[None]:
+    """Meets the other processes of a torchrun, by NCCL where there is CUDA and gloo elsewhere, and
+    parts from them at the end; does nothing outside of torchrun. After an error inside, this
+    process leaves without waiting: torchrun ends the others."""
+    if "RANK" not in os.environ or torch.distributed.is_initialized():
+        yield
+        return
+    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    yield
+    wait_for_all()
+    # Wrapped models hold the group, and their cycles would end after it: gloo then aborts.
+    gc.collect()
+    torch.distributed.destroy_process_group()
 
 
 def wait_for_all() -> None:
     """Returns when every process has called it."""
     if rank_and_world()[1] > 1:
         torch.distributed.barrier()
+
+
+@contextmanager
+def first_process_first() -> Iterator[None]:
+    """What the others may find there is made by the first process before they begin."""
+    if rank_and_world()[0] > 0:
+        wait_for_all()
+    yield
+    if rank_and_world()[0] == 0:
+        wait_for_all()
 
 
 def distribute(model: nn.Module, parallel: Parallel) -> nn.Module:
@@ -53,7 +75,8 @@ def distribute(model: nn.Module, parallel: Parallel) -> nn.Module:
             f"got {rank_and_world()[1]}"
         )
     if parallel == "ddp":
-        return nn.parallel.DistributedDataParallel(model)
+        # A step need not read every parameter: a head whose labels are missing, a level.
+        return nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
     from torch.distributed.fsdp import fully_shard
 
     mesh = None

@@ -94,9 +94,8 @@ def test_gemma3_converts_once_and_writes_english():
     base = load("gemma3", dtype="float32")
     assert (base.facts.family, base.facts.layer_count) == ("gemma3_text", 18)
     assert not base.tokenizer.has_chat_template
-    prompt = np.concatenate(
-        [base.tokenizer.chat_parts().before, base.tokenizer.encode("The Eiffel Tower is in the city of")]
-    )
+    asked = base.tokenizer.encode("The Eiffel Tower is in the city of")
+    prompt = np.concatenate([base.tokenizer.chat_parts().before, asked])
     config = GenerationConfig(max_new_tokens=2)
     written = "".join(generate(PromptRunner(base), base, Prompt.of_tokens(prompt), config))
     assert "Paris" in written

@@ -200,19 +200,22 @@ _WORKER = """
     sys.path.insert(0, {here!r})
     from test_loop import Net, item_loss
     from megacontext.train.loop import LoopConfig, TrainLoop
-    from megacontext.train.parallel import join_processes, rank_and_world, whole_state
+    from megacontext.train.parallel import joined_processes
     torch.set_num_threads(1)
-    join_processes()
-    for kind in ("ddp", "fsdp"):
-        out = Path({out!r}) / kind
+
+    def train(kind):
         config = LoopConfig(steps=6, accumulate=2, warmup_steps=2, save_every=3, parallel=kind)
         for steps in (3, 3):  # the second goes on from the first one's checkpoint
-            model = Net().eval()
-            run = TrainLoop(config, model, 7, item_loss, out)
+            run = TrainLoop(config, Net().eval(), 7, item_loss, Path({out!r}) / kind)
             run.resume()
             run.run(steps)
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+        whole = run.whole_model()
+        if run.rank == 0:
+            torch.save(whole.state_dict(), run.out / "whole.pt")
+
+    with joined_processes():
+        train("ddp")
+        train("fsdp")
 """
 
 
@@ -239,3 +242,6 @@ def test_two_processes_equal_one(tmp_path):
             torch.testing.assert_close(
                 state["parameters"][name], parameter.detach(), rtol=1e-5, atol=1e-6
             )
+        whole = torch.load(tmp_path / kind / "whole.pt", weights_only=True)
+        assert whole.keys() == wanted.keys()
+        assert all(torch.equal(whole[name], state["parameters"][name]) for name in wanted)

@@ -13,6 +13,7 @@ from megacontext.lens import Question, Sketcher
 from megacontext.models import FrozenBase
 from megacontext.runtime import Ingestor, StoreHistory, text_source
 from megacontext_ext import Store
+from megacontext_ext.errors import NotFound
 
 Block = tuple[int, int]
 
@@ -44,18 +45,30 @@ class StreamHistory:
 
 
 def open_history(stream: Stream, folder: Path, base: FrozenBase) -> StreamHistory:
-    """The stream's documents ingested below `folder`; a second call finds them there."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """The stream's documents ingested below `folder`, opened for reading, by as many processes as
+    like to. A second call finds them there."""
+    path = folder / f"{stream.split}.mc"
     identity = {"model": base.facts.identity, "tokenizer": base.tokenizer.hash}
-    store = Store.open_or_create(str(folder / f"{stream.split}.mc"), identity)
     sketcher = Sketcher(base)
-    ingestor = Ingestor(store, base.tokenizer, sketcher)
-    for name, text in stream.documents.items():
-        if store.find_partition(name) is None or not _complete(store, name):
-            ingestor.ingest(text_source(name, text))
+    if not _is_whole(stream, path, identity):
+        folder.mkdir(parents=True, exist_ok=True)
+        with Store.open_or_create(path, identity) as store:
+            ingestor = Ingestor(store, base.tokenizer, sketcher)
+            for name, text in stream.documents.items():
+                if not _complete(store, name):
+                    ingestor.ingest(text_source(name, text))
+    store = Store.open(path, read_only=True, identity=identity)
     return StreamHistory(
         stream, store, StoreHistory(store, base.tokenizer, sketcher), base, sketcher
     )
+
+
+def _is_whole(stream: Stream, path: Path, identity: dict[str, str]) -> bool:
+    try:
+        with Store.open(path, read_only=True, identity=identity) as store:
+            return all(_complete(store, name) for name in stream.documents)
+    except NotFound:
+        return False
 
 
 def _complete(store: Store, name: str) -> bool:
