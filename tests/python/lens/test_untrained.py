@@ -50,6 +50,15 @@ def test_words_spread_over_neighbouring_blocks_count_together():
     assert best_block(lens.score(words, Question("henrik sailed from skagen")))[1] in (10, 11)
 
 
+def test_common_words_that_meet_in_one_block_are_found():
+    """Each is in more blocks than are looked up; only one block has them all, and it comes last."""
+    apart = ["cobalt vale", "feather vale", "hawk vale"] * 20
+    words = Words({0: [text for word in apart for text in (word, *["filler"] * 7)]})
+    words.texts[0].append("cobalt feather hawk")
+    lens = UntrainedLens(LensConfig(hits_per_term=4, max_passages=1))
+    assert best_block(lens.score(words, Question("cobalt feather hawk")))[1] >= 478
+
+
 def test_a_spread_never_reaches_into_the_next_source():
     words = Words({0: ["filler"] * 5 + ["astrid"], 1: ["other"] * 6})
     scores = UntrainedLens().score(words, Question("astrid"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,18 +20,25 @@ class Words:
         return {partition: len(blocks) for partition, blocks in self.texts.items()}
 
     def search(self, text, hit_count):
-        found = [
-            (float(block.split().count(text)), partition, number)
+        """Each block scores the rareness of every word of `text` in it; the fullest come first."""
+        known = [
+            (partition, number, block.split())
             for partition, blocks in self.texts.items()
             for number, block in enumerate(blocks)
-            if text in re.findall(r"\w+", block)
         ]
-        found.sort(key=lambda hit: (-hit[0], hit[1], hit[2]))
-        rare = 10.0 / max(len(found), 1)
+        sums: dict[tuple[int, int], float] = {}
+        counts: dict[tuple[int, int], int] = {}
+        for word in dict.fromkeys(text.split()):
+            with_word = [(p, n, words.count(word)) for p, n, words in known if word in words]
+            for partition, number, count in with_word:
+                place = partition, number
+                sums[place] = sums.get(place, 0.0) + 10.0 / len(with_word)
+                counts[place] = counts.get(place, 0) + count
+        best = sorted(sums, key=lambda place: (-sums[place], -counts[place], place))[:hit_count]
         return Hits(
-            np.array([hit[1] for hit in found[:hit_count]], np.uint32),
-            np.array([hit[2] for hit in found[:hit_count]], np.uint64),
-            np.array([rare for _ in found[:hit_count]], np.float32),
+            np.array([partition for partition, _ in best], np.uint32),
+            np.array([number for _, number in best], np.uint64),
+            np.array([sums[place] for place in best], np.float32),
         )
 
     def sketches(self, partition):
