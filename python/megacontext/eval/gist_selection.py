@@ -1,4 +1,4 @@
-"""Entries that need no training: a span's own keys and values, kept by the attention they expect.
+"""Entries that need no training: a span's own keys and values, kept by the use they expect.
 
 What is varied: who asks (the span's own queries one span later; the span read again; the suffix
 itself, an oracle), how rows are shared out (evenly, or over all layers and heads), and whether
@@ -17,7 +17,7 @@ from torch import Tensor
 from megacontext.eval.gist_methods import Window, joined
 from megacontext.gists.base import KeyValues, merge_heads, rotate
 from megacontext.gists.base import causal_attention as attend
-from megacontext.gists.selection import KeptRows, choose_rows, expected_mass
+from megacontext.gists.selection import KeptRows, choose_rows, expected_use
 
 Reference = Literal["own", "again", "suffix"]
 RIDGE = 1e-2  # of the mean diagonal: what keeps fitted values near the kept ones
@@ -66,13 +66,13 @@ def _ask(window: Window, reference: Reference) -> list[Asked]:
     return found
 
 
-def masses(window: Window, asked: list[Asked]) -> Tensor:
-    """[L, B, Hkv, span] expected attention."""
-    keys, earlier = window.span.keys, window.prefix.keys
+def uses(window: Window, asked: list[Asked]) -> Tensor:
+    """[L, B, Hkv, span] expected use of every row."""
+    span, earlier = window.span, window.prefix.keys
     return torch.stack(
         [
-            expected_mass(a.queries, k, e, a.recent)
-            for a, k, e in zip(asked, keys, earlier, strict=True)
+            expected_use(a.queries, k, v, e, a.recent)
+            for a, k, v, e in zip(asked, span.keys, span.values, earlier, strict=True)
         ]
     )
 
@@ -81,11 +81,11 @@ def kept(reference: Reference, even: bool = False) -> Callable[[Window, int], Te
     """The rows of `gists.selection`, `entries` of them a layer and head on average."""
 
     def read(window: Window, entries: int) -> Tensor:
-        mass = masses(window, asked_by(window, reference))
+        use = uses(window, asked_by(window, reference))
         if even:
-            chosen = mass.topk(entries, -1).indices.sort(-1).values
+            chosen = use.topk(entries, -1).indices.sort(-1).values
             return window.suffix_after(joined(window.prefix, _gathered(window.span, chosen)))
-        rows = [choose_rows(one, entries * one[..., 0].numel()) for one in mass.unbind(1)]
+        rows = [choose_rows(one, entries * one[..., 0].numel()) for one in use.unbind(1)]
         return _ragged(window, rows)
 
     return read
@@ -129,7 +129,7 @@ def matched(reference: Reference) -> Callable[[Window, int], Tensor]:
 
     def read(window: Window, entries: int) -> Tensor:
         asked = asked_by(window, reference)
-        chosen = masses(window, asked).topk(entries, -1).indices.sort(-1).values
+        chosen = uses(window, asked).topk(entries, -1).indices.sort(-1).values
         raw = _gathered(window.span, chosen)
         values, biases = [], []
         for number, queries in enumerate(asked):

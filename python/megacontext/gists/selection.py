@@ -1,11 +1,12 @@
 """Kept rows: the keys and values of a span that stand for it, chosen without training.
 
 A *kept row* is one token's key and value in one layer and KV head. Which are kept is decided by the
-attention that later queries would give them, and since those are not known, by the span's own
-queries, asked once more as if one span later (like SnapKV, Li et al. 2024, and Expected Attention,
-Devoto et al. 2025, but with all of the span's queries). Rows are shared out over layers and heads
-by the same measure (like AdaKV, Feng et al. 2024, but over all layers): heads that look broadly
-keep many, heads that look for one thing few. Nothing is fitted: see LOG, 2026-11-26.
+use that later queries would make of them, and since those are not known, by the span's own queries,
+asked once more as if one span later (like SnapKV, Li et al. 2024, and Expected Attention, Devoto et
+al. 2025, but with all of the span's queries). Use is attention to the power of 1.5, so that what
+one query looks at with all its weight counts more than what many glance at, times the squared norm
+of the value, which attention sinks have small (LOG, 2026-11-29). Rows are shared out over layers
+and heads by the same measure (like AdaKV, Feng et al. 2024, but over all layers).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 # No head keeps more than this many times the mean, and none less than the mean over it.
-SPREAD = 4
+SPREAD = 8
 QUERIES_AT_ONCE = 16  # whose scores stay in the cache of a core (measured: 8 and 32 are slower)
 
 
@@ -27,18 +28,21 @@ class KeptRows(NamedTuple):
     token: Tensor
 
 
-def expected_mass(queries: Tensor, keys: Tensor, earlier: Tensor, recent: Tensor) -> Tensor:
-    """Attention that the span's keys get from its own queries, asked one span later.
+def expected_use(
+    queries: Tensor, keys: Tensor, values: Tensor, earlier: Tensor, recent: Tensor
+) -> Tensor:
+    """What the span's own queries, asked one span later, make of its keys and values.
 
     Args:
         queries: [B, Hq, Q, E], rotated to positions one span after their own.
-        keys: [B, Hkv, T, E] the span's, rotated to their positions. Hkv divides Hq.
+        keys, values: [B, Hkv, T, E] the span's, keys rotated to their positions. Hkv divides Hq.
         earlier: [B, Hkv, S, E] keys before the span that compete, rotated.
         recent: [B, Hkv, Q, E] the keys of the queries' tokens, rotated like the queries: what
             each would find beside itself. Query t sees the first t + 1.
 
     Returns:
-        [B, Hkv, T] float32, summed over the queries of a KV head.
+        [B, Hkv, T] float32: attention ** 1.5, summed over the queries of a KV head, times the
+        value's squared norm.
 
     Cost: Hq * Q * (T + S + Q) exponentials, and E times as many multiplications.
     """
@@ -46,7 +50,7 @@ def expected_mass(queries: Tensor, keys: Tensor, earlier: Tensor, recent: Tensor
     group = queries.shape[1] // heads
     asked = queries.unflatten(1, (heads, group)) * queries.shape[-1] ** -0.5
     always = torch.cat((keys, earlier), 2)
-    mass = torch.zeros(keys.shape[:3], device=keys.device)
+    use = torch.zeros(keys.shape[:3], device=keys.device)
     for start in range(0, asks, QUERIES_AT_ONCE):
         end = min(start + QUERIES_AT_ONCE, asks)
         seen = torch.cat((always, recent[:, :, :end]), 2)
@@ -54,15 +58,16 @@ def expected_mass(queries: Tensor, keys: Tensor, earlier: Tensor, recent: Tensor
         unseen = torch.ones(end - start, end - start, dtype=torch.bool, device=keys.device).triu(1)
         own = scores[..., -(end - start) :].unflatten(2, (group, end - start))
         own.masked_fill_(unseen, float("-inf"))
-        mass += scores.softmax(-1)[..., :count].sum(2)
-    return mass
+        weights = scores.softmax(-1)[..., :count]
+        use += (weights * weights.sqrt()).sum(2)
+    return use * values.float().square().sum(-1)
 
 
-def choose_rows(mass: Tensor, total: int) -> KeptRows:
-    """The `total` rows with the most mass, none of a head beyond its share's bounds.
+def choose_rows(use: Tensor, total: int) -> KeptRows:
+    """The `total` most used rows, none of a head beyond its share's bounds.
 
     Args:
-        mass: [L, Hkv, T] from `expected_mass`; layers that shall keep nothing are all zero.
+        use: [L, Hkv, T] from `expected_use`; layers that shall keep nothing are all zero.
         total: rows to keep over all layers and heads, at most L * Hkv * T.
 
     Returns:
@@ -70,7 +75,7 @@ def choose_rows(mass: Tensor, total: int) -> KeptRows:
 
     Cost: a top-k of min(T, SPREAD * mean) a head, and one over all of those.
     """
-    flat = mass.flatten(0, 1)
+    flat = use.flatten(0, 1)
     speaking = flat.amax(-1) > 0
     mean = total / max(1, int(speaking.sum()))
     most = min(flat.shape[-1], max(1, int(SPREAD * mean)))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from megacontext.config import K
-from megacontext.gists.selection import KeptRows, choose_rows, expected_mass
+from megacontext.gists.selection import KeptRows, choose_rows, expected_use
 from megacontext.paged.heard import HeardQueries
 from megacontext.paged.page_store import PageLayout
 from megacontext.paged.pool import PagePool
@@ -32,7 +32,7 @@ class KeptWriter:
     (layers with a sliding window keep nothing, as they look at nothing far); rows a block.
     """
 
-    name = "kept1"  # of what chooses: rows chosen otherwise get another name
+    name = "kept2"  # of what chooses: rows chosen otherwise get another name
 
     def __init__(
         self,
@@ -105,10 +105,10 @@ class KeptWriter:
         """
         layout = self._layout
         heads, width = layout.kv_heads, layout.head_width
-        mass = torch.zeros(layout.layers, heads, len(blocks) * K)
+        use = torch.zeros(layout.layers, heads, len(blocks) * K)
         for layer in self.layers:
-            mass[layer] = self._mass(layer, number, stream, pool, blocks).cpu()
-        chosen = choose_rows(mass, layout.layers * heads * K)
+            use[layer] = self._use(layer, number, stream, pool, blocks).cpu()
+        chosen = choose_rows(use, layout.layers * heads * K)
         page = pool.keys[0].new_zeros(2, layout.layers * heads * K, width)
         own = torch.tensor([stream.pages[block] for block in blocks])
         layers, head = chosen.owner // heads, chosen.owner % heads
@@ -126,10 +126,10 @@ class KeptWriter:
         self.heard(number).drop_before(blocks.stop * K)
         return content.unflatten(3, (len(blocks), self.rows)).movedim(3, 0)
 
-    def _mass(
+    def _use(
         self, layer: int, number: int, stream: Stream, pool: PagePool, blocks: range
     ) -> Tensor:
-        """[Hkv, T] attention that a layer's keys of `blocks` expect."""
+        """[Hkv, T] what later queries are expected to make of a layer's rows of `blocks`."""
         start, count = blocks.start * K, len(blocks) * K
         before = [block for block in self.reads(blocks) if block < blocks.start]
         # Distances matter, positions do not: what is first read stands at 0.
@@ -137,19 +137,22 @@ class KeptWriter:
         own = torch.arange(start, start + count) - origin
         earlier = torch.tensor(before, dtype=torch.long)[:, None] * K + torch.arange(K) - origin
         frequencies = self._rotary[layer].frequencies
-        keys = self._keys(layer, stream, pool, list(blocks))
+        keys = self._rows(pool.keys[layer], stream, list(blocks))
+        values = self._rows(pool.values[layer], stream, list(blocks))
+        competing = self._rows(pool.keys[layer], stream, before)
         queries = self.heard(number).take(layer, start, start + count).transpose(0, 1)
-        return expected_mass(
+        return expected_use(
             rotated(queries, frequencies, own + count)[None],
             rotated(keys, frequencies, own)[None],
-            rotated(self._keys(layer, stream, pool, before), frequencies, earlier.flatten())[None],
+            values[None],
+            rotated(competing, frequencies, earlier.flatten())[None],
             rotated(keys, frequencies, own + count)[None],
         )[0]
 
-    def _keys(self, layer: int, stream: Stream, pool: PagePool, blocks: list[int]) -> Tensor:
-        """Un-rotated keys [Hkv, T, E] of whole blocks."""
+    def _rows(self, rows: Tensor, stream: Stream, blocks: list[int]) -> Tensor:
+        """[Hkv, T, E]: the rows of whole blocks in one layer's pool, keys un-rotated."""
         pages = torch.tensor([stream.pages[block] for block in blocks], dtype=torch.long)
-        return pool.keys[layer][pages].transpose(0, 1).flatten(1, 2)
+        return rows[pages].transpose(0, 1).flatten(1, 2)
 
 
 def encode_owners(kept: KeptRows, layout: PageLayout) -> Tensor:

@@ -143,27 +143,27 @@ def test_beyond_the_trained_range_every_distance_stays_within_it():
 
 @torch.inference_mode()
 def test_rows_are_those_that_the_queries_look_for():
-    """A head keeps what gets most of its attention: more mass kept than by any even choice."""
+    """A head keeps what it is expected to use most: more of it than by any even choice."""
     model, history = tiny(), tokens(300)
     with attach(model, settings()) as memory:
         heard = {}
-        original = KeptWriter._mass
+        original = KeptWriter._use
 
         def remember(self, layer, *rest):
             heard[layer] = original(self, layer, *rest)
             return heard[layer]
 
-        KeptWriter._mass = remember
+        KeptWriter._use = remember
         try:
             memory.read(history)
         finally:
-            KeptWriter._mass = original
+            KeptWriter._use = original
         kept = memory.streams[0].kept[0]
-    mass = torch.stack([heard[layer] for layer in range(LAYERS)]).flatten(0, 1)
+    use = torch.stack([heard[layer] for layer in range(LAYERS)]).flatten(0, 1)
     assert len(kept.owner) == LAYERS * KV_HEADS * 32
-    chosen = mass[kept.owner, kept.token].sum()
-    assert chosen >= mass.topk(32, -1).values.sum() * 0.999
-    assert chosen > mass[:, ::8].sum()
+    chosen = use[kept.owner, kept.token].sum()
+    assert chosen >= use.topk(32, -1).values.sum() * 0.999
+    assert chosen > use[:, ::8].sum()
 
 
 @torch.inference_mode()
