@@ -20,9 +20,11 @@ from megacontext.models import (
     PromptRunner,
     StepInput,
     TransformersBase,
+    attention,
     left_pad,
     load,
 )
+from megacontext.models.attention import attend_cache
 from megacontext_ext.errors import InvalidArgument
 
 # float32 sums in another order; logits here are of size 1 to 30.
@@ -58,7 +60,7 @@ def random_prompt(base: TransformersBase, count: int, seed: int, gap: int = 0) -
     return Prompt(tokens.astype(np.int64), positions.astype(np.int64))
 
 
-def families(vocabulary: int) -> dict[str, torch.nn.Module]:
+def families(vocabulary: int, width: int = 16) -> dict[str, torch.nn.Module]:
     common = {
         "vocab_size": vocabulary,
         "hidden_size": 32,
@@ -66,7 +68,7 @@ def families(vocabulary: int) -> dict[str, torch.nn.Module]:
         "num_hidden_layers": 3,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "head_dim": 16,
+        "head_dim": width,
         "max_position_embeddings": 512,
         "initializer_range": 0.3,
     }
@@ -101,9 +103,18 @@ def test_a_gap_in_positions_changes_the_logits_but_hides_nothing(tiny_base):
     assert not torch.allclose(moved, alone, atol=1e-2)
 
 
+# Heads of 64 are read by the kernel, narrow ones by torch.
+@pytest.mark.parametrize("width", [16, 64])
 @pytest.mark.parametrize("family", ["qwen3", "mistral-window", "gemma3-window"])
-def test_every_family_gives_the_plain_models_logits(text_tokenizer, family):
-    model = families(text_tokenizer.vocabulary_tokens)[family]
+def test_every_family_gives_the_plain_models_logits(text_tokenizer, family, width, monkeypatch):
+    read = []
+
+    def counted(*arguments):
+        read.append(attend_cache(*arguments))
+        return read[-1]
+
+    monkeypatch.setattr(attention, "attend_cache", counted)
+    model = families(text_tokenizer.vocabulary_tokens, width)[family]
     base = TransformersBase(model, text_tokenizer, family)
     prompt = random_prompt(base, 70, seed=4)
     expected = plain_logits(base, prompt.tokens, prompt.positions)
@@ -111,6 +122,8 @@ def test_every_family_gives_the_plain_models_logits(text_tokenizer, family):
     for end in (40, 41, 42, 70):
         got = runner.read(Prompt(prompt.tokens[:end], prompt.positions[:end]))
         assert torch.allclose(got, expected[end - 1], atol=ABSOLUTE, rtol=0), end
+    assert len(read) == 4 * base.facts.layer_count
+    assert all((out is not None) == (width == 64) for out in read)
 
 
 def test_left_padded_batch_gives_the_plain_models_logits(tiny_base):
