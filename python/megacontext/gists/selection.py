@@ -81,7 +81,7 @@ def choose_rows(use: Tensor, total: int) -> KeptRows:
     most = min(flat.shape[-1], max(1, int(SPREAD * mean)))
     best = flat.topk(most, -1)
     rank = best.values.clone()
-    rank[:, : max(1, int(mean / SPREAD))] = float("inf")
+    rank[:, : int(mean / SPREAD)] = float("inf")
     rank[~speaking] = float("-inf")
     chosen = rank.flatten().topk(min(total, int(speaking.sum()) * most)).indices.sort().values
     owner, token = chosen // most, best.indices.flatten()[chosen]
