@@ -30,7 +30,7 @@ class PagedConfig:
     hysteresis: float = 0.25
     # Gist rows for blocks out of focus: "kept", rows of their own tokens, which need no training;
     # "learned", where the package has an adapter that was measured to help this base; an adapter;
-    # "off". "auto" is "kept", which recovers more (benchmarks/results/2026-11-26-kept-rows).
+    # "off". "auto" is "kept", which recovers more (benchmarks/results/2026-11-29-kept-rows).
     gists: Literal["auto", "kept", "learned", "off"] | GistAdapter = "auto"
     gist_rows: Literal[1, 2, 4] = 1
     # How a store keeps pages. None: as the store has them; a new one, in the model's dtype. In
