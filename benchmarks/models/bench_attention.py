@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from benchmarks.harness import Bench, Case
-from megacontext.models import StepInput, load
+from megacontext.models import StepInput, TransformersBase, load
 from megacontext.models.attention import ATTENTION_NAME, attend
 from megacontext.models.kv_cache import GrowingLayer
 
@@ -59,34 +61,44 @@ def _layer(bench: Bench, name: str, step: tuple[int, int], dtype: torch.dtype) -
     )
 
 
-def _whole_model(bench: Bench) -> None:
-    base = load("smollm2")
-    tokens = torch.from_numpy(np.random.default_rng(0).integers(100, 40_000, (1, max(PROMPTS))))
-    ways: dict[str, tuple[str, Callable[[], DynamicCache]]] = {
-        "megacontext": (ATTENTION_NAME, base.new_cache),  # type: ignore[dict-item]
-        "transformers": ("sdpa", lambda: DynamicCache(config=base.model.config)),
-    }
+class _Model:
+    """SmolLM2 with one attention function and the cache that goes with it."""
 
-    def read(way: str, count: int, cache: DynamicCache, start: int = 0) -> Tensor:
-        base.model.set_attn_implementation(ways[way][0])
-        positions = torch.arange(start, start + count)[None]
-        given = StepInput(positions, tokens=tokens[:, start : start + count])
-        return base.step(given, cache)
+    def __init__(
+        self, base: TransformersBase, attention: str, new_cache: Callable[[], Any]
+    ) -> None:
+        self.base, self.attention, self.new_cache = base, attention, new_cache
+        tokens = np.random.default_rng(0).integers(100, 40_000, (1, max(PROMPTS)))
+        self.tokens = torch.from_numpy(tokens)
 
-    for count in PROMPTS:
-        case = Case(f"prompt of {count}", {"tokens": count}, dtype="bfloat16")
-        ours, theirs = (lambda way=way: read(way, count, ways[way][1]()) for way in ways)
-        bench.compare(case, ours, {"transformers": theirs}, {"transformers": 1.0})
+    def read(self, start: int, end: int, cache: Any = None) -> Tensor:
+        """Logits behind the tokens [start, end), on what `cache` holds of those before."""
+        self.base.model.set_attn_implementation(self.attention)
+        step = StepInput(torch.arange(start, end)[None], tokens=self.tokens[:, start:end])
+        return self.base.step(step, self.new_cache() if cache is None else cache)
 
-        caches = {way: ways[way][1]() for way in ways}
-        for way, cache in caches.items():
-            read(way, count - 1, cache)
+    def one_token_behind(self, count: int) -> Callable[[], Tensor]:
+        """A call that reads the last of `count` tokens again and again."""
+        cache = self.new_cache()
+        self.read(0, count - 1, cache)
 
-        def one(way: str, count: int = count, caches: dict = caches) -> Tensor:  # type: ignore[type-arg]
-            logits = read(way, 1, caches[way], count - 1)
-            caches[way].crop(-1)
+        def once() -> Tensor:
+            logits = self.read(count - 1, count, cache)
+            cache.crop(-1)
             return logits
 
+        return once
+
+
+def _whole_model(bench: Bench) -> None:
+    base = load("smollm2")
+    ours = _Model(base, ATTENTION_NAME, base.new_cache)
+    theirs = _Model(base, "sdpa", lambda: DynamicCache(config=base.model.config))
+    goal = {"transformers": 1.0}
+    for count in PROMPTS:
+        case = Case(f"prompt of {count}", {"tokens": count}, dtype="bfloat16")
+        prompt = [partial(model.read, 0, count) for model in (ours, theirs)]
+        bench.compare(case, prompt[0], {"transformers": prompt[1]}, goal)
         case = Case(f"token behind {count}", {"places": count}, dtype="bfloat16")
-        ours, theirs = (lambda way=way: one(way) for way in ways)
-        bench.compare(case, ours, {"transformers": theirs}, {"transformers": 1.0})
+        token = [model.one_token_behind(count) for model in (ours, theirs)]
+        bench.compare(case, token[0], {"transformers": token[1]}, goal)
