@@ -47,12 +47,14 @@ def test_a_bias_a_layer_and_head_hides_what_it_is_minus_infinity_for(window: Win
 
 @torch.no_grad()
 def test_the_suffix_asked_is_the_suffix_read(window: Window) -> None:
-    """The oracle's queries with the true keys give the attention that the suffix paid."""
-    mass = selection.masses(window, selection.asked_by(window, "suffix"))
-    assert mass.shape == (SHAPE.layers, 2, SHAPE.kv_heads, LAYOUT.span)
+    """The oracle's queries with the true keys give the use that the suffix made of each row."""
+    use = selection.uses(window, selection.asked_by(window, "suffix"))
+    assert use.shape == (SHAPE.layers, 2, SHAPE.kv_heads, LAYOUT.span)
+    assert (use > 0).all()
+    # Without the values' norms it is at most the attention there is: one a query.
+    norms = torch.stack([values.float().square().sum(-1) for values in window.span.values])
     group = SHAPE.heads // SHAPE.kv_heads
-    assert (mass.sum(-1) <= group * (LAYOUT.suffix)).all()
-    assert (mass > 0).all()
+    assert ((use / norms).sum(-1) <= group * LAYOUT.suffix).all()
 
 
 def test_non_negative_least_squares_against_a_search() -> None:
