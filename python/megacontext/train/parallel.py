@@ -44,7 +44,7 @@ def joined_processes() -> Iterator[None]:
     torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     yield
     wait_for_all()
-    # Wrapped models hold the group, and their cycles would end after it: gloo then aborts.
+    # Wrapped models hold the group; left to the end of the process, gloo was seen to abort there.
     gc.collect()
     torch.distributed.destroy_process_group()
 
