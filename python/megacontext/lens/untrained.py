@@ -79,10 +79,10 @@ class UntrainedLens:
         weight, cut = 0.0, False
         terms = dict.fromkeys(_WORD.findall(text.lower()))
         for term in terms:
-            places, scores = self._hits(history, axis, term)
+            places, scores, full = self._hits(history, axis, term)
             if len(places) == 0:
                 continue
-            cut = cut or len(places) >= self.config.hits_per_term
+            cut = cut or full
             weight += float(scores.max())
             touched = _spread(nearest, places, scores, self.config.neighbour_weights)
             total[touched] += nearest[touched]
@@ -90,18 +90,19 @@ class UntrainedLens:
         if cut:
             # Of a common term not all postings were taken: a block that holds several such terms
             # at once may be missing, and is found by all of them together.
-            places, scores = self._hits(history, axis, " ".join(terms))
+            places, scores, _ = self._hits(history, axis, " ".join(terms))
             _spread(total, places, scores, self.config.neighbour_weights)
         return total / weight if weight > 0.0 else total
 
     def _hits(
         self, history: History, axis: BlockAxis, text: str
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Places on the axis of the best blocks for `text`, and their scores."""
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32], bool]:
+        """Places on the axis of the best blocks for `text`, their scores, and whether there may be
+        more."""
         hits = history.search(text, self.config.hits_per_term)
         places = axis.places(hits.partitions, hits.blocks)
         known = places >= 0
-        return places[known], hits.scores[known]
+        return places[known], hits.scores[known], len(places) >= self.config.hits_per_term
 
     def _sketch_evidence(self, history: History, axis: BlockAxis, question: Question) -> Evidence:
         evidence = np.zeros(axis.length, dtype=np.float32)

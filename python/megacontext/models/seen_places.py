@@ -68,9 +68,11 @@ def seen_places(mask: Tensor | None, shape: tuple[int, int, int, int], window: i
     if mask is None:
         return _without_mask(step) if step.queries in (1, step.places) else None
     known = _of_mask.setdefault(mask, {})
-    if (step, window) not in known:
-        known[step, window] = _with_mask(mask, step, window)
-    return known[step, window]
+    # A caller's own mask may be written to between steps; inference tensors cannot tell.
+    key = step, window, 0 if mask.is_inference() else mask._version
+    if key not in known:
+        known[key] = _with_mask(mask, step, window)
+    return known[key]
 
 
 @lru_cache(maxsize=16)

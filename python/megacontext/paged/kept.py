@@ -32,7 +32,9 @@ class KeptWriter:
     (layers with a sliding window keep nothing, as they look at nothing far); rows a block.
     """
 
-    name = "kept2"  # of what chooses: rows chosen otherwise get another name
+    # Of what a page is, and not of how its rows are chosen: pages say whose their rows are, and a
+    # stream on disk goes on with those it has.
+    name = "kept1"
 
     def __init__(
         self,

@@ -128,6 +128,29 @@ def test_layers_of_a_step_share_its_table():
     assert seen_places(mask.clone(), shape, 0) is not seen_places(mask, shape, 0)
 
 
+def test_a_mask_that_was_written_to_is_looked_at_again():
+    mask, shape = mask_of(1, 4, 8).clone(), (1, 4, 8, 8)
+    assert seen_places(mask, shape, 0) is not None
+    mask[0, 0, 3, 2] = False
+    assert seen_places(mask, shape, 0) is None
+
+
+@pytest.mark.parametrize("queries", [1, 40, 70])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_spare_places_are_never_read(dtype, queries):
+    """What lies behind the last place is whatever memory held: here not a number."""
+    key, value = cached(1, 70, dtype)
+    query = torch.randn(1, 6, queries, 64).to(dtype)
+    mask = mask_of(1, queries, 70) if queries == 40 else None
+    for held in (key, value):
+        cache_pool(held)[:, :, 70:] = torch.nan
+    with torch.inference_mode():
+        ours = attend_cache(query, key, value, mask, None, 0)
+        theirs, _ = sdpa_attention_forward(Grouped(), query, key, value, mask)
+    bound = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(ours, theirs, rtol=bound, atol=bound)
+
+
 @pytest.mark.parametrize("queries", [1, 5])
 def test_what_the_kernel_cannot_do_is_torchs(queries):
     """Narrow heads, and a cache that is not ours."""

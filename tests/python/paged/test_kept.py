@@ -11,7 +11,7 @@ from transformers.models.gemma3 import Gemma3ForCausalLM
 
 from megacontext.gists.base import base_from_model
 from megacontext.models.kv_cache import CACHE_ARGUMENT
-from megacontext.paged import PagedConfig, attach
+from megacontext.paged import PagedConfig, attach, kept
 from megacontext.paged.kept import KeptWriter
 from megacontext.paged.memory import PagedMemory
 from megacontext.paged.stream import FocusLimits
@@ -245,6 +245,27 @@ def test_a_stream_read_without_gists_is_not_read_again(tmp_path, monkeypatch):
         logits = model(new, **{CACHE_ARGUMENT: memory.cache}).logits
         assert memory.streams[0].kept == {}
     assert torch.isfinite(logits).all()
+
+
+@torch.inference_mode()
+def test_a_stream_goes_on_with_rows_that_another_measure_chose(tmp_path, monkeypatch):
+    """As a version before did, whose streams are on disk."""
+    model = tiny()
+
+    def by_place(queries, keys, values, earlier, recent):
+        return torch.arange(1.0, keys.shape[2] + 1).expand(keys.shape[:3])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kept, "expected_use", by_place)
+        with attach(model, settings(), store=tmp_path / "kv") as memory:
+            memory.read(tokens(700))
+            before = memory.streams[0].kept[0]
+    with attach(model, settings(), store=tmp_path / "kv") as memory:
+        after = memory.streams[0].kept[0]
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        memory.read(tokens(600, seed=1))
+        memory.read(tokens(1))  # pages are made at the beginning of a step
+        assert len(memory.streams[0].kept) == 1300 // 256
 
 
 @torch.inference_mode()
