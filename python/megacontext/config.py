@@ -42,6 +42,34 @@ class GenerationConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class HopConfig:
+    """Following names from a shown passage to others (lens/hops.py)."""
+
+    # Statements looked up, over all hops; 0: none. A chain of five assignments takes four.
+    looks: int = 6
+    # Sentences that the base compares for a statement.
+    candidates: int = 4
+    # A name in so many blocks or more leads nowhere.
+    postings_max: int = 64
+    # A next step is a sentence of whose surprise (-ln p) the statement takes this share away, and
+    # its names a share and so many nats of what is left without them.
+    share: float = 0.5
+    names_share: float = 0.2
+    names_nats: float = 10.0
+    # Of a passage's score, what a passage that it leads to gets.
+    score_share: float = 0.9
+
+    def __post_init__(self) -> None:
+        _need("looks", self.looks >= 0, "0 or more", self.looks)
+        _need("candidates", self.candidates >= 1, "at least 1", self.candidates)
+        _need("postings_max", self.postings_max >= 2, "at least 2", self.postings_max)
+        _need("share", 0.0 <= self.share <= 1.0, "in [0, 1]", self.share)
+        _need("names_share", 0.0 <= self.names_share <= 1.0, "in [0, 1]", self.names_share)
+        _need("names_nats", self.names_nats >= 0.0, "0 or more", self.names_nats)
+        _need("score_share", 0.0 < self.score_share <= 1.0, "in (0, 1]", self.score_share)
+
+
+@dataclass(frozen=True, slots=True)
 class LensConfig:
     """The lens. Values were chosen on SQuAD paragraphs (lens/README.md)."""
 
@@ -62,6 +90,10 @@ class LensConfig:
     # Passages compared: those with at least this share of the best one's evidence.
     candidate_passages: int = 6
     candidate_ratio: float = 0.4
+    # And, for so many words of the question that are in the fewest blocks, at most `rare_hits`, the
+    # newest of those: a name must be looked at however many of the other words are elsewhere.
+    rare_terms: int = 2
+    rare_hits: int = 16
     # Shown of them: at most so many, and only what is close to the best. A small model answers
     # better from little text, so the budget is a limit and not a target.
     max_passages: int = 3
@@ -77,8 +109,15 @@ class LensConfig:
     # subjects. Measured: 5.6 to 22 for passages of four keys asked for at once, 5.3 at most for 60
     # ordinary questions, 6.0 for 15 questions of 64 tokens.
     complement_nats: float = 5.0
+    # The newest candidate that explains the question as well as any, but for so many nats, is shown
+    # too: later facts undo earlier ones.
+    newest_nats: float = 3.0
+    # A passage is cut to its sentences that hold the question's words where the question is as
+    # likely behind them, but for so many nats.
+    narrow_nats: float = 2.0
     # Closeness where it did not: share of the best one's evidence.
     keep_ratio: float = 0.6
+    hops: HopConfig = field(default_factory=HopConfig)
 
     def __post_init__(self) -> None:
         _need("kind", self.kind in ("auto", "untrained", "trained"), "auto, untrained or trained",

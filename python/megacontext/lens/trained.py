@@ -20,6 +20,7 @@ from megacontext.config import LensConfig
 from megacontext.lens.base import History, Question
 from megacontext.lens.block_axis import BlockAxis
 from megacontext.lens.features import Fields, block_fields, block_tokens, neighbours
+from megacontext.lens.hops import Hops
 from megacontext.lens.net import Entries, LensNet, LensNetConfig
 from megacontext.lens.reader import QuestionReader
 from megacontext.lens.sketch import Sketcher
@@ -44,9 +45,10 @@ class TrainedLens(UntrainedLens):
         tokenizer: TextTokenizer,
         config: LensConfig | None = None,
         reader: QuestionReader | None = None,
+        hops: Hops | None = None,
         entry_count: int = 256,
     ) -> None:
-        super().__init__(config, reader)
+        super().__init__(config, reader, hops)
         self.net = net.eval()
         self.entry_count = entry_count
         self._sketcher = sketcher
@@ -96,13 +98,13 @@ def choose_lens(base: FrozenBase, config: LensConfig, folder: Path = WEIGHTS) ->
 
     Raises: NotFound for "trained" when none was trained for this base.
     """
-    reader = QuestionReader(base)
+    reader, hops = QuestionReader(base), Hops(base, config.hops)
     shipped = None if config.kind == "untrained" else find_lens(base.facts, folder)
     if config.kind == "trained" and shipped is None:
         raise NotFound(f"[lens] a lens trained for {base.facts.identity} must be in {folder}")
     if shipped is None or (config.kind == "auto" and not shipped.is_better):
-        return UntrainedLens(config, reader)
-    return TrainedLens(shipped.load(), Sketcher(base), base.tokenizer, config, reader)
+        return UntrainedLens(config, reader, hops)
+    return TrainedLens(shipped.load(), Sketcher(base), base.tokenizer, config, reader, hops)
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,11 @@ from numpy.typing import NDArray
 from megacontext.config import LensConfig
 from megacontext.lens.base import History, Passage, Question, Scores
 from megacontext.lens.block_axis import BlockAxis
+from megacontext.lens.hops import Hops
 from megacontext.lens.reader import QuestionReader
+from megacontext.lens.sentences import Sentence, words_of
 from megacontext.lens.sketch import similarity
+from megacontext.lens.statements import Statements
 
 Evidence = NDArray[np.float32]
 
@@ -41,13 +44,18 @@ class UntrainedLens:
     """Scores blocks from what retrieval knows. No state: one lens may serve many memories.
 
     With a `reader` the frozen base compares the best passages; without, evidence alone decides.
+    With `hops` what the shown passages name is looked up too.
     """
 
     def __init__(
-        self, config: LensConfig | None = None, reader: QuestionReader | None = None
+        self,
+        config: LensConfig | None = None,
+        reader: QuestionReader | None = None,
+        hops: Hops | None = None,
     ) -> None:
         self.config = config or LensConfig()
         self._reader = reader
+        self._hops = hops
 
     def score(self, history: History, question: Question) -> Scores:
         """Signed scores of every full block. Cost: a search a term, one pass over the sketches."""
@@ -59,7 +67,14 @@ class UntrainedLens:
             empty = {partition: np.zeros(0, dtype=np.float32) for partition in counts}
             return Scores(empty, ())
         evidence = self.evidence(history, axis, question)
-        passages = self._judged(history, question, self._candidates(axis, evidence))
+        candidates = self._candidates(history, axis, question.text, evidence)
+        passages = self._judged(history, question, candidates)
+        if self._hops is not None and self._reader is not None and question.reads:
+            statements = self._hops.statements(history, axis)
+            more = self._hops.follow(statements, question.text, passages)
+            if len(candidates) > 1:
+                passages = self._narrowed(statements, question.text, passages)
+            passages = [*passages, *more]
         signed = _signed(axis, evidence, passages)
         return Scores({p: signed[axis.span(p)] for p in counts}, passages)
 
@@ -116,24 +131,45 @@ class UntrainedLens:
                 evidence[first : first + len(sketches)] = found
         return evidence
 
-    def _candidates(self, axis: BlockAxis, evidence: Evidence) -> list[Passage]:
-        """Peaks by falling evidence, each with its neighbours, until one is far below the first."""
+    def _candidates(
+        self, history: History, axis: BlockAxis, text: str, evidence: Evidence
+    ) -> list[Passage]:
+        """Peaks by falling evidence until one is far below the first, then places of rare words;
+        each with its neighbours."""
         best = float(evidence.max())
         left = evidence.copy()
         passages: list[Passage] = []
-        while len(passages) < self.config.candidate_passages:
-            peak = int(left.argmax())
-            height = float(left[peak])
-            if height <= 0.0 or height < self.config.candidate_ratio * best:
-                break
+
+        def take(peak: int) -> None:
             partition, block = axis.locate(peak)
             span = axis.span(partition)
             start = max(span.start, peak - self.config.spread_blocks)
             end = min(span.stop, peak + self.config.spread_blocks + 1)
+            height = float(left[peak]) / best
             left[start:end] = 0.0
             first = block - (peak - start)
-            passages.append(Passage(partition, first, first + end - start, height / best))
+            passages.append(Passage(partition, first, first + end - start, height))
+
+        while len(passages) < self.config.candidate_passages:
+            peak = int(left.argmax())
+            if left[peak] <= 0.0 or left[peak] < self.config.candidate_ratio * best:
+                break
+            take(peak)
+        for place in self._rare_places(history, axis, text):
+            if left[place] > 0.0:
+                take(place)
         return passages
+
+    def _rare_places(self, history: History, axis: BlockAxis, text: str) -> list[int]:
+        """For each of the rarest words of `text`, the newest place that has it, rarest first."""
+        found: dict[int, int] = {}  # newest place -> places
+        for term in dict.fromkeys(_WORD.findall(text.lower())):
+            hits = history.search(term, self.config.rare_hits + 1)
+            places = axis.places(hits.partitions, hits.blocks)
+            if 0 < len(places) <= self.config.rare_hits and places.max() >= 0:
+                newest = int(places.max())
+                found[newest] = min(len(places), found.get(newest, len(places)))
+        return sorted(found, key=lambda place: (found[place], -place))[: self.config.rare_terms]
 
     def _judged(
         self, history: History, question: Question, candidates: list[Passage]
@@ -145,11 +181,27 @@ class UntrainedLens:
             return _rescored(candidates, np.where(kept, heights, 0.0), self.config.max_passages)
         texts = [history.tokens(p.partition, p.start_block, p.end_block) for p in candidates]
         by_token = self._reader.log_likelihood(question.text, texts)
-        return _rescored(candidates, self._read_scores(by_token, heights), len(candidates))
+        scores = self._read_scores(by_token, heights, _newest_first(candidates))
+        return _rescored(candidates, scores, len(candidates))
 
-    def _read_scores(self, by_token: Evidence, heights: Evidence) -> Evidence:
+    def _narrowed(
+        self, statements: Statements, asked: str, passages: list[Passage]
+    ) -> list[Passage]:
+        """Each passage cut to what it says of the question, where that explains the question as
+        well: what stands around it would only be read for it."""
+        assert self._reader is not None
+        words = words_of(asked)
+        cut = [_cut(passage, statements.of(passage, words)) for passage in passages]
+        texts = list(map(statements.tokens, [*passages, *cut]))
+        likelihood = self._reader.log_likelihood(asked, texts).sum(axis=1)
+        whole, short = likelihood[: len(cut)], likelihood[len(cut) :]
+        enough = short >= whole - self.config.narrow_nats
+        return [c if e else p for p, c, e in zip(passages, cut, enough, strict=True)]
+
+    def _read_scores(self, by_token: Evidence, heights: Evidence, newest: list[int]) -> Evidence:
         """Scores in (0, 1] of the candidates to show, 0 of others. `by_token` [N, T] is ln p of
-        each token of the question behind each candidate, `heights` [N] their evidence."""
+        each token of the question behind each candidate, `heights` [N] their evidence, `newest` all
+        of them, newest first."""
         by_token = np.nan_to_num(by_token, nan=_IMPOSSIBLE, neginf=_IMPOSSIBLE)
         likelihood = by_token.sum(axis=1)
         nats = likelihood + self.config.evidence_nats * heights
@@ -159,6 +211,9 @@ class UntrainedLens:
         if together.sum() > count:
             kept, count = kept | together, int(together.sum())
         shown = [int(i) for i in np.argsort(behind, kind="stable") if kept[i]][:count]
+        level = likelihood >= likelihood.max() - self.config.newest_nats
+        latest = next(i for i in newest if level[i])
+        shown = shown if latest in shown else [*shown, latest]
         shown = _completed(shown, by_token, self.config.complement_nats)
         scores = np.zeros(len(behind), dtype=np.float32)
         # What the allocator expands must be near the best, for whatever reason it is shown.
@@ -210,6 +265,21 @@ def _completed(shown: list[int], by_token: Evidence, complement_nats: float) -> 
         if gains[best] < complement_nats:
             return shown
         shown.append(best)
+
+
+def _cut(passage: Passage, held: list[Sentence]) -> Passage:
+    """The blocks of a passage that hold these sentences of it; all where there are none."""
+    if not held:
+        return passage
+    start = min(sentence.start_block for sentence in held)
+    return replace(passage, start_block=start, end_block=max(s.end_block for s in held))
+
+
+def _newest_first(passages: list[Passage]) -> list[int]:
+    """Places in `passages`, from the end of the newest source to the beginning of the oldest."""
+    return sorted(
+        range(len(passages)), key=lambda i: (passages[i].partition, passages[i].start_block)
+    )[::-1]
 
 
 def _rescored(passages: list[Passage], scores: NDArray[np.float32], count: int) -> list[Passage]:

@@ -178,8 +178,10 @@ class Numbered(Words):
     [
         # Four that answer alike, far above the rest: all of them, in spite of the rule of three.
         ((138, 137, 140, 132, 90, 87), [138, 137, 140, 132]),
-        # No gap, or one that is small beside the spread: the best three within 2 nats.
-        ((140, 139, 138, 137, 136, 135), [140, 139, 138]),
+        # No gap, or one that is small beside the spread: the best three within 2 nats, and the
+        # newest within 3.
+        ((140, 139, 138, 136, 135, 134), [140, 139, 138]),
+        ((140, 139, 138, 136, 134, 137), [140, 139, 138, 137]),
         ((140, 130, 120, 110, 90, 89), [140]),
         # Three or fewer: a pair of twins is not shown for being a pair.
         ((140, 133, 90, 89, 88, 87), [140]),
@@ -196,6 +198,27 @@ def test_several_passages_that_answer_alike_are_shown_together(likelihoods, show
         for p in scores.passages
     ]
     assert sorted(found) == sorted(shown)
+
+
+def test_a_rare_word_is_looked_at_however_many_others_are_elsewhere():
+    blocks = [f"filler number{n} here" for n in range(300)]
+    for at in range(0, 280, 40):
+        blocks[at + 5] = "which variable holds the value directly or through another"
+    blocks[295] = "pump of value 31915"
+    asked = Question("which variable holds the value 31915 directly or through another")
+    read: list[str] = []
+
+    class Readings(Words):
+        def tokens(self, partition, start_block, end_block):
+            read.append(" ".join(self.texts[partition][start_block:end_block]))
+            return np.array([100], np.uint32)
+
+    for rare_terms, there in ((2, True), (0, False)):
+        read.clear()
+        UntrainedLens(LensConfig(rare_terms=rare_terms), Likelihoods()).score(
+            Readings({0: blocks}), asked
+        )
+        assert any("31915" in text for text in read) == there
 
 
 class TestSeveralSubjects:
@@ -218,7 +241,7 @@ class TestSeveralSubjects:
         # Else the allocator would leave out a subject that the question as a whole says little of.
         by_token = np.full((3, 40), -3.0, np.float32)
         by_token[0, :30] = by_token[1, 30:] = -0.1
-        scores = UntrainedLens()._read_scores(by_token, np.ones(3, np.float32))
+        scores = UntrainedLens()._read_scores(by_token, np.ones(3, np.float32), [2, 1, 0])
         assert scores[0] == 1.0
         assert scores[1] == pytest.approx(np.exp(-LensConfig().keep_nats / 8.0))
         assert scores[2] == 0.0
@@ -226,7 +249,7 @@ class TestSeveralSubjects:
     def test_a_base_that_cannot_tell_does_not_stop_the_question(self):
         by_token = np.full((3, 5), np.nan, np.float32)
         by_token[1] = -np.inf
-        scores = UntrainedLens()._read_scores(by_token, np.ones(3, np.float32))
+        scores = UntrainedLens()._read_scores(by_token, np.ones(3, np.float32), [2, 1, 0])
         assert np.isfinite(scores).all()
         assert scores.any()
 
