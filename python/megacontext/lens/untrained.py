@@ -68,12 +68,12 @@ class UntrainedLens:
             return Scores(empty, ())
         evidence = self.evidence(history, axis, question)
         candidates = self._candidates(history, axis, question.text, evidence)
-        passages = self._judged(history, question, candidates)
-        if self._hops is not None and self._reader is not None and question.reads:
+        passages, likelihood = self._judged(history, question, candidates)
+        if self._hops is not None and question.reads:
             statements = self._hops.statements(history, axis)
             more = self._hops.follow(statements, question.text, passages)
-            if len(candidates) > 1:
-                passages = self._narrowed(statements, question.text, passages)
+            if likelihood is not None:
+                passages = self._narrowed(statements, question.text, passages, likelihood)
             passages = [*passages, *more]
         signed = _signed(axis, evidence, passages)
         return Scores({p: signed[axis.span(p)] for p in counts}, passages)
@@ -173,29 +173,31 @@ class UntrainedLens:
 
     def _judged(
         self, history: History, question: Question, candidates: list[Passage]
-    ) -> list[Passage]:
-        """The candidates worth showing, best first, scored in (0, 1]."""
+    ) -> tuple[list[Passage], Evidence | None]:
+        """The candidates worth showing, best first, scored in (0, 1], and where they were read ln
+        p(question | passage) of each."""
         heights = np.array([passage.score for passage in candidates], dtype=np.float32)
         if self._reader is None or not question.reads or len(candidates) < 2:
             kept = heights >= self.config.keep_ratio
-            return _rescored(candidates, np.where(kept, heights, 0.0), self.config.max_passages)
+            best = _best(np.where(kept, heights, 0.0), self.config.max_passages)
+            return [candidates[i] for i in best], None
         texts = [history.tokens(p.partition, p.start_block, p.end_block) for p in candidates]
         by_token = self._reader.log_likelihood(question.text, texts)
         scores = self._read_scores(by_token, heights, _newest_first(candidates))
-        return _rescored(candidates, scores, len(candidates))
+        best = _best(scores, len(candidates))
+        shown = [replace(candidates[i], score=float(scores[i])) for i in best]
+        return shown, by_token.sum(axis=1)[best]
 
     def _narrowed(
-        self, statements: Statements, asked: str, passages: list[Passage]
+        self, statements: Statements, asked: str, passages: list[Passage], likelihood: Evidence
     ) -> list[Passage]:
         """Each passage cut to what it says of the question, where that explains the question as
-        well: what stands around it would only be read for it."""
+        well as the whole does by `likelihood`: what stands around it would only be read for it."""
         assert self._reader is not None
         words = words_of(asked)
         cut = [_cut(passage, statements.of(passage, words)) for passage in passages]
-        texts = list(map(statements.tokens, [*passages, *cut]))
-        likelihood = self._reader.log_likelihood(asked, texts).sum(axis=1)
-        whole, short = likelihood[: len(cut)], likelihood[len(cut) :]
-        enough = short >= whole - self.config.narrow_nats
+        short = self._reader.log_likelihood(asked, list(map(statements.tokens, cut))).sum(axis=1)
+        enough = short >= likelihood - self.config.narrow_nats
         return [c if e else p for p, c, e in zip(passages, cut, enough, strict=True)]
 
     def _read_scores(self, by_token: Evidence, heights: Evidence, newest: list[int]) -> Evidence:
@@ -282,14 +284,10 @@ def _newest_first(passages: list[Passage]) -> list[int]:
     )[::-1]
 
 
-def _rescored(passages: list[Passage], scores: NDArray[np.float32], count: int) -> list[Passage]:
-    """The `count` best passages with a positive score, best first."""
-    order = sorted(range(len(passages)), key=lambda place: (-scores[place], place))
-    return [
-        replace(passages[place], score=float(scores[place]))
-        for place in order[:count]
-        if scores[place] > 0.0
-    ]
+def _best(scores: NDArray[np.float32], count: int) -> list[int]:
+    """Places of the `count` best of the positive scores, best first."""
+    order = np.argsort(-scores, kind="stable")[:count]
+    return [int(place) for place in order if scores[place] > 0.0]
 
 
 def _spread(
