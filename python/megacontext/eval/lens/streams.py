@@ -31,7 +31,8 @@ _GAP = "\n\n"
 class StreamQuestion:
     """A question, a short answer, and the characters (source, at) where it or its grounds begin.
 
-    `group` names the document: labels of one group share what the base has read.
+    `group` names the document: labels of one group share what the base has read. `same`: for each
+    place of `gold` other places that say the same; empty where there are none.
     """
 
     kind: str
@@ -39,6 +40,7 @@ class StreamQuestion:
     answer: str
     gold: tuple[tuple[str, int], ...]
     group: str
+    same: tuple[tuple[tuple[str, int], ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
