@@ -38,8 +38,11 @@ from megacontext.train.policy_examples import (
     PolicyExample,
     imitation,
     make_policy_examples,
+    measured_walk,
     walk,
+    with_measured,
 )
+from megacontext.train.policy_labels import kept_labels
 from megacontext.train.track import draw_curves
 from megacontext.train.values import from_values
 
@@ -60,12 +63,17 @@ class PolicyTraining:
     planted_validation: int = 20
     # Questions by kind whose candidates the base reads, as at run time (a second each) ...
     train_read: dict[str, int] = field(default_factory=lambda: {
-        "reading": 120, "two documents": 120, "needle": 10, "twin": 10, "list": 60, "echo": 60,
-        "chain": 60})  # fmt: skip
+        "reading": 120, "two documents": 70, "needle": 10, "twin": 10, "list": 40, "echo": 40,
+        "chain": 40})  # fmt: skip
     # ... and those by retrieval alone, which cost nothing.
     train_unread: dict[str, int] = field(default_factory=lambda: {
         "reading": 600, "two documents": 370, "needle": 30, "twin": 30, "list": 100, "echo": 100,
         "chain": 100})  # fmt: skip
+    # Those of the read ones whose gains are measured (several seconds each).
+    labelled: dict[str, int] = field(default_factory=lambda: {
+        "reading": 6, "two documents": 8, "list": 6, "echo": 6, "chain": 4})  # fmt: skip
+    # A labelled question stands in the data this many times.
+    labelled_repeats: int = 3
     validation: dict[str, int] = field(default_factory=lambda: {
         "reading": 20, "two documents": 30, "list": 15, "echo": 15, "chain": 15})  # fmt: skip
 
@@ -98,7 +106,10 @@ def make_policy_loop(
     ) -> tuple[Tensor, Mapping[str, float]]:
         example = train[item]
         which = int(torch.randint(len(config.blocks), (), generator=generator))
-        found = walk(model, example, config.blocks[which], config.follow, generator)
+        if example.measured:
+            found = measured_walk(example, config.blocks[which])
+        else:
+            found = walk(model, example, config.blocks[which], config.follow, generator)
         logit = logits(model, example.found, found.states)
         right = found.wanted.gather(1, logit.argmax(dim=1, keepdim=True)) > 0
         return imitation(logit, found.wanted), {"right": float(right.float().mean())}
@@ -131,6 +142,17 @@ def build_policy_examples(
     return [example for example in made if example.facts]
 
 
+def build_labelled(
+    config: PolicyTraining, held: StreamHistory, lens: UntrainedLens, work: Path
+) -> list[PolicyExample]:
+    """Examples with measured gains; what is not kept below `work` is measured now."""
+    asked = sample_questions(held, config.labelled, config.loop.seed)
+    steps = kept_labels(held, lens, asked, work)
+    made = make_policy_examples(held, asked, lens, config.candidates, reads=True)
+    found = [with_measured(e, steps[q.question]) for e, q in zip(made, asked, strict=True)]
+    return [example for example in found if example.measured]
+
+
 def main() -> None:
     import yaml
 
@@ -144,8 +166,8 @@ def main() -> None:
     given = parser.parse_args()
     config = from_values(PolicyTraining, yaml.safe_load(given.config.read_text()) or {})
     base = load(given.model)
-    train: list[PolicyExample] = []
     held, lens = open_policy_history("train", config.planted, given.work, base)
+    train = build_labelled(config, held, lens, given.work) * config.labelled_repeats
     for limits, reads in ((config.train_read, True), (config.train_unread, False)):
         train += build_policy_examples(config, held, lens, limits, reads)
     held, lens = open_policy_history("validation", config.planted_validation, given.work, base)
@@ -164,6 +186,7 @@ def main() -> None:
             "command": command,
             "config": json.loads(json.dumps(asdict(config))),
             "train_examples": len(train),
+            "labelled_examples": sum(bool(example.measured) for example in train),
         }
         save_policy(given.export, net, card)
         draw_curves(given.out, given.export / "curves.png")

@@ -8,29 +8,37 @@ sentences that say the same are wanted once.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from megacontext.config import K
-from megacontext.eval.lens.histories import StreamHistory
+from megacontext.eval.lens.histories import Block, StreamHistory
+from megacontext.eval.lens.oracle import OracleStep
 from megacontext.eval.lens.streams import StreamQuestion
 from megacontext.lens import UntrainedLens
 from megacontext.lens.candidates import Candidates, find_candidates
 from megacontext.lens.policy_net import State, logits, state_of
 from megacontext_ext.errors import InvalidArgument
 
+# Nats: blocks this much apart are wanted e times as much as each other; below the second a gain
+# counts for noise (the base's own, of a marker more or less).
+_GAIN_SCALE = 0.5
+_LEAST_NATS = 0.3
+
 
 @dataclass(frozen=True)
 class PolicyExample:
     """One question. `facts`: by fact and alternative the candidates' numbers, of blocks that are
-    candidates at all."""
+    candidates at all. `measured`: numbers of what was shown, and nats that others took off the
+    answer beside it, by number."""
 
     kind: str
     found: Candidates
     facts: tuple[tuple[frozenset[int], ...], ...]
+    measured: tuple[tuple[frozenset[int], dict[int, float]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,14 +55,29 @@ def make_policy_example(
     """The example of one question; `lens` reads passages where it can and `reads` says so."""
     question = held.question(asked, reads=reads)
     found = find_candidates(held.history, question, lens.score(held.history, question), count)
-    blocks = zip(found.partitions.tolist(), found.blocks.tolist(), strict=True)
-    numbers = {block: number for number, block in enumerate(blocks)}
-    facts = []
+    numbers, facts = _numbers(found), []
     for fact in held.grounds(asked):
         known = [frozenset(numbers[b] for b in each if b in numbers) for each in fact]
         if alternatives := tuple(each for each in known if each):
             facts.append(alternatives)
     return PolicyExample(asked.kind, found, tuple(facts))
+
+
+def with_measured(example: PolicyExample, steps: Iterable[OracleStep]) -> PolicyExample:
+    """The example with labels of the greedy oracle, of those blocks that are candidates."""
+    numbers, measured = _numbers(example.found), []
+    for step in steps:
+        gains = zip(step.offered, step.gain_nats.tolist(), strict=True)
+        known = {numbers[block]: nats for block, nats in gains if block in numbers}
+        shown = frozenset(numbers[block] for block in step.shown if block in numbers)
+        if known and len(shown) == len(step.shown):
+            measured.append((shown, known))
+    return replace(example, measured=tuple(measured))
+
+
+def _numbers(found: Candidates) -> dict[Block, int]:
+    blocks = zip(found.partitions.tolist(), found.blocks.tolist(), strict=True)
+    return {block: number for number, block in enumerate(blocks)}
 
 
 def make_policy_examples(
@@ -76,6 +99,26 @@ def teach(example: PolicyExample, state: State) -> Tensor:
     if not wanted.any():
         wanted[-1] = 1.0
     return wanted / wanted.sum()
+
+
+def measured_walk(example: PolicyExample, blocks: int) -> Walk:
+    """The measured states with places for `blocks` blocks in all, and what gains there: softmax
+    of the nats by _GAIN_SCALE, or to stop where nothing gains _LEAST_NATS."""
+    count = len(example.found)
+    states, wanted = [], []
+    for shown, gains in example.measured:
+        taken = np.zeros(count, bool)
+        taken[list(shown)] = True
+        left = max(blocks - len(shown), 1) * K
+        states.append(state_of(example.found, taken, np.full(count, K, np.int64), left))
+        numbers, nats = list(gains), torch.tensor(list(gains.values()))
+        row = torch.zeros(count + 1)
+        if float(nats.max()) < _LEAST_NATS:
+            row[-1] = 1.0
+        else:
+            row[numbers] = torch.softmax(nats / _GAIN_SCALE, dim=0)
+        wanted.append(row)
+    return Walk(states, torch.stack(wanted))
 
 
 def walk(

@@ -31,9 +31,12 @@ from megacontext.train.policy_examples import (
     PolicyExample,
     imitation,
     make_policy_examples,
+    measured_walk,
     teach,
     walk,
+    with_measured,
 )
+from megacontext.train.policy_labels import kept_labels
 from tests.python.lens.some_candidates import candidates
 
 FILLER = "The harbour master read a number aloud and the crew kept a log of every record. " * 5
@@ -173,6 +176,39 @@ class TestOracle:
         assert steps[2].gain_nats.max() == 0.0
         assert len(greedy_oracle(self.worth, offered, 1)) == 1
         assert greedy_oracle(self.worth, (), 3) == []
+
+    def test_a_measured_state_wants_the_complement_and_then_to_stop(self):
+        found = candidates(6)
+        blocks = list(zip(found.partitions.tolist(), found.blocks.tolist(), strict=True))
+        names = {block: (0, number) for number, block in enumerate(blocks, 1)}
+
+        def nats(sets):
+            return self.worth([[names[block] for block in each] for each in sets])
+
+        steps = greedy_oracle(nats, blocks[:4], 4)
+        example = with_measured(PolicyExample("echo", found, ()), steps)
+        labels = measured_walk(example, 5)
+        assert [set(np.flatnonzero(s.taken)) for s in labels.states] == [set(), {0}, {0, 2}]
+        first, second, third = labels.wanted
+        assert float(first[0]) == pytest.approx(float(first[1]))
+        assert float(first[0]) > 5 * float(first[2])
+        assert float(second[2]) > 0.99
+        assert third.tolist() == [0.0] * 6 + [1.0]
+        assert [s.view[0, 9] for s in labels.states] == [5 / 16, 4 / 16, 3 / 16]
+        # A step that shows what is no candidate says nothing about this question.
+        assert not with_measured(example, [replace(steps[1], shown=((9, 9),))]).measured
+
+    def test_labels_are_kept_and_not_measured_again(self, held, tmp_path, monkeypatch):
+        asked, lens = held.stream.questions[:2], UntrainedLens()
+        assert len(kept_labels(held, lens, asked, tmp_path, most=1)) == 1
+        found = kept_labels(held, lens, asked, tmp_path)
+        assert list(found) == [each.question for each in asked]
+        monkeypatch.setattr(GainMeter, "nats_of_sets", None)  # whatever is measured now fails
+        again = kept_labels(held, lens, asked, tmp_path)
+        for one, other in zip(found.values(), again.values(), strict=True):
+            for step, same in zip(one, other, strict=True):
+                assert (step.shown, step.offered) == (same.shown, same.offered)
+                np.testing.assert_array_equal(step.gain_nats, same.gain_nats)
 
     def test_answers_behind_several_texts_are_read_as_one_by_one(self, held):
         asked = held.stream.questions[0]

@@ -33,9 +33,10 @@ from megacontext.eval.lens.policy_report import summarise_policy, write_policy_r
 from megacontext.eval.lens.several import make_several
 from megacontext.eval.lens.streams import SPLITS, StreamQuestion
 from megacontext.eval.long.manifest import write_manifest
-from megacontext.lens import Scores, UntrainedLens
+from megacontext.lens import Scores, TrainedLens, UntrainedLens
 from megacontext.lens.candidates import Candidates, find_candidates
 from megacontext.lens.policy_net import PolicyNet, load_policy
+from megacontext.lens.trained import find_lens
 from megacontext.models import load
 from megacontext.runtime.policy import PolicyAllocator, raw_blocks
 from megacontext_ext import Allocator, AllocatorConfig, ScoreField, WorkingContext
@@ -61,14 +62,23 @@ class Asked:
     question: StreamQuestion
     scores: Scores
     found: Candidates
-    evidence: dict[int, NDArray[np.float32]]
+    # By name, of methods that take blocks by a number that is 0 or more.
+    evidence: dict[str, dict[int, NDArray[np.float32]]]
 
 
 class Chooser:
     """What each method shows of a history. One thread; `allocators` count their fallbacks."""
 
-    def __init__(self, held: StreamHistory, lens: UntrainedLens, nets: dict[str, PolicyNet]):
+    def __init__(
+        self,
+        held: StreamHistory,
+        lens: UntrainedLens,
+        nets: dict[str, PolicyNet],
+        trained: UntrainedLens | None = None,
+    ) -> None:
+        """trained: a lens whose evidence is compared as well."""
         self._held, self._lens = held, lens
+        self._by_evidence = {"evidence": lens, **({"trained lens": trained} if trained else {})}
         self.allocators: dict[str, PolicyAllocator] = {}
         for name, net in nets.items():
             self.allocators[name] = PolicyAllocator(net, GIST_PLACES, may_stop=False)
@@ -80,18 +90,19 @@ class Chooser:
         asked = held.question(question, reads=reads)
         scores = self._lens.score(held.history, asked)
         axis = window_axis(held)
-        evidence = self._lens.evidence(held.history, axis, asked)
-        return Asked(
-            question, scores, find_candidates(held.history, asked, scores, CANDIDATES),
-            {p: evidence[axis.span(p)] for p in held.history.block_counts()},
-        )  # fmt: skip
+        evidence = {}
+        for name, lens in self._by_evidence.items():
+            by_place = lens.evidence(held.history, axis, asked)
+            evidence[name] = {p: by_place[axis.span(p)] for p in held.history.block_counts()}
+        found = find_candidates(held.history, asked, scores, CANDIDATES)
+        return Asked(question, scores, found, evidence)
 
     def choose(self, asked: Asked, blocks: int) -> Chosen:
         """Raw blocks by method, in a working context of `blocks` * K places."""
         found = asked.found
         chosen = {
             "random": self._filled(_field_of(found, _chance(asked.question, len(found))), blocks),
-            "evidence": self._filled(_field(asked.evidence), blocks),
+            **{n: self._filled(_field(each), blocks) for n, each in asked.evidence.items()},
             "greedy": self._filled(_field_of(found, found.scores + 1.0), blocks),
             "greedy, may stop": self._greedy(_field(asked.scores.by_partition), blocks),
         }
@@ -253,7 +264,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     lens = UntrainedLens(reader=KeptReader(base, given.work / "reads" / f"{given.split}.jsonl"))
     folders = _folders(given.policy)
-    chooser = Chooser(held, lens, {name: load_policy(where) for name, where in folders.items()})
+    shipped = find_lens(base.facts)
+    trained = TrainedLens(shipped.load(), held.sketcher, base.tokenizer) if shipped else None
+    nets = {name: load_policy(where) for name, where in folders.items()}
+    chooser = Chooser(held, lens, nets, trained)
     questions = sample(held, given.questions, given.seed)
     kept = given.work / "rows" / given.split
     rows = [recall_row(chooser, held, question) for question in questions]

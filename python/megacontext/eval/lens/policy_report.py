@@ -22,7 +22,7 @@ GROUPS = {
     "one block": ("reading", "needle", "twin"),
     "several blocks": ("two documents", "list", "echo", "chain"),
 }
-_RIVALS = ("greedy", "evidence", "learned scores")
+_RIVALS = ("greedy", "evidence", "trained lens", "learned scores")
 _LABELS = {
     "unread": "scores of retrieval alone",
     "read": "the base has read the candidates, as at run time",
@@ -56,7 +56,7 @@ def _leads(
     samples: list[NDArray[np.int64]],
 ) -> Figures:
     pairs = [(name, rival) for name in found if "policy" in name for rival in _RIVALS]
-    pairs += [("learned scores", rival) for rival in _RIVALS[:2]]
+    pairs += [("learned scores", rival) for rival in _RIVALS[:3]]
     return {
         f"{name} - {rival}": ratio(found[name] - found[rival], one, samples)
         for name, rival in pairs
