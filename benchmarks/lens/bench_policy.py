@@ -55,7 +55,7 @@ def run(bench: Bench) -> None:
         scores[found.blocks] = found.scores
         field = ScoreField()
         field.set(0, scores)
-        policy = PolicyAllocator(net, GISTS, may_stop=False)
+        policy = PolicyAllocator(net, GISTS, stop_above=1.0)
         greedy = Allocator(AllocatorConfig(cooldown_steps=0, expand_threshold=0.0))
 
         def by_policy(policy=policy, field=field, found=found):

@@ -29,6 +29,9 @@ _Action = tuple[int, int, int, int]  # kind, partition, LOD, index
 # Why a greedy plan was used instead.
 EMPTY, STOPPED, NOT_FINITE, REFUSED = "no candidates", "stopped at once", "not finite", "refused"
 _GREEDY_PLANS = 4
+# Chosen on 94 validation questions with room for 15 blocks: 7 to 10 are used, and as many facts
+# found as by filling 10. At 0.5 a third of them is lost for 2 to 3 blocks.
+STOP_ABOVE = 0.95
 
 
 class Tilings:
@@ -102,7 +105,7 @@ class PolicyAllocator:
 
     Args:
         gist_places: as of the working contexts that it plans for.
-        may_stop: False fills the budget whatever the net says.
+        stop_above: chance of stopping, by the net, above which it stops; 1 fills the budget.
         greedy: what plans instead; by default what a fresh question gets at run time.
     """
 
@@ -111,12 +114,12 @@ class PolicyAllocator:
         net: PolicyNet,
         gist_places: Sequence[int],
         *,
-        may_stop: bool = True,
+        stop_above: float = STOP_ABOVE,
         greedy: Allocator | None = None,
     ) -> None:
         self._net = net.eval()
         self._gist_places = tuple(gist_places)
-        self._may_stop = may_stop
+        self._stop_above = stop_above
         self._greedy = greedy or Allocator(AllocatorConfig(cooldown_steps=0))
         self._clearing = Allocator(AllocatorConfig(cooldown_steps=0, collapse_threshold=0.0))
         self.plans = 0
@@ -147,7 +150,7 @@ class PolicyAllocator:
         clear = self._clear(context)
         tilings = Tilings(context, self._gist_places)
         tilings.apply(clear)
-        chosen = choose(self._net, found, tilings, context.budget_places, self._may_stop)
+        chosen = choose(self._net, found, tilings, context.budget_places, self._stop_above)
         if chosen is None:
             return NOT_FINITE
         if not chosen.order:
@@ -182,7 +185,7 @@ class PolicyAllocator:
 
 @torch.inference_mode()
 def choose(
-    net: torch.nn.Module, found: Candidates, tilings: Tilings, budget_places: int, may_stop: bool
+    net: torch.nn.Module, found: Candidates, tilings: Tilings, budget_places: int, stop_above: float
 ) -> Chosen | None:
     """What the net takes, best first, while it fits; None for a logit that is not a number.
     `tilings` follows."""
@@ -197,9 +200,9 @@ def choose(
         logit = logits(net, found, [state])[0]
         if bool(torch.isnan(logit).any()) or bool(torch.isinf(logit[:-1].amax())):
             return None
-        best = int(logit[:-1].argmax())
-        if may_stop and float(logit[-1]) > float(logit[best]):
+        if float(torch.softmax(logit, dim=0)[-1]) > stop_above:
             return chosen
+        best = int(logit[:-1].argmax())
         taken[best] = True
         steps = tilings.descent(*blocks[best])
         tilings.apply(steps)

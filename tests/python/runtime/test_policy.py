@@ -67,7 +67,7 @@ def at(found, numbers):
 def test_a_plan_is_applied_whole_and_never_exceeds_the_budget(gists, places, seed):
     found = candidates(20, seed)
     context = context_of(places, gists)
-    allocator = PolicyAllocator(PolicyNet(seed=seed), gists, may_stop=False)
+    allocator = PolicyAllocator(PolicyNet(seed=seed), gists, stop_above=1.0)
     for again in range(3):  # a changed question collapses what the one before had brought
         more = candidates(20, seed + 10 * again)
         assert allocator.refocus(context, field_of(more), more) is None
@@ -110,11 +110,12 @@ def test_the_net_decides_and_stops():
     ranks = np.zeros(12)
     ranks[[7, 3]] = 5.0, 4.0
     context = context_of(320)
-    allocator = PolicyAllocator(Says(ranks, stop=1.0), HIDDEN)
+    # As likely as 20 candidates of rank 0 together.
+    allocator = PolicyAllocator(Says(ranks, stop=3.0), HIDDEN, stop_above=0.5)
     assert allocator.refocus(context, field_of(found), found) is None
     assert set(raw_blocks(context)) == at(found, (7, 3))
     filled = context_of(320)
-    PolicyAllocator(Says(ranks, stop=1.0), HIDDEN, may_stop=False).refocus(
+    PolicyAllocator(Says(ranks, stop=3.0), HIDDEN, stop_above=1.0).refocus(
         filled, field_of(found), found
     )
     assert len(raw_blocks(filled)) == 10
@@ -167,7 +168,7 @@ def test_what_must_be_raw_stays_and_takes_its_places():
     found = candidates(12)
     context = context_of(320, tail=64)
     context.pin(0, 0, K)
-    allocator = PolicyAllocator(PolicyNet(), HIDDEN, may_stop=False)
+    allocator = PolicyAllocator(PolicyNet(), HIDDEN, stop_above=1.0)
     assert allocator.refocus(context, field_of(found), found) is None
     context.check()
     must = {(0, 0), (0, BLOCKS - 1), (0, BLOCKS - 2), (1, BLOCKS - 1), (1, BLOCKS - 2)}

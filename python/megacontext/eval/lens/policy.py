@@ -38,7 +38,7 @@ from megacontext.lens.candidates import Candidates, find_candidates
 from megacontext.lens.policy_net import PolicyNet, load_policy
 from megacontext.lens.trained import find_lens
 from megacontext.models import load
-from megacontext.runtime.policy import PolicyAllocator, raw_blocks
+from megacontext.runtime.policy import STOP_ABOVE, PolicyAllocator, raw_blocks
 from megacontext_ext import Allocator, AllocatorConfig, ScoreField, WorkingContext
 from megacontext_ext.focus import MAX_LOD
 
@@ -81,7 +81,7 @@ class Chooser:
         self._by_evidence = {"evidence": lens, **({"trained lens": trained} if trained else {})}
         self.allocators: dict[str, PolicyAllocator] = {}
         for name, net in nets.items():
-            self.allocators[name] = PolicyAllocator(net, GIST_PLACES, may_stop=False)
+            self.allocators[name] = PolicyAllocator(net, GIST_PLACES, stop_above=1.0)
             if net.config.sees_state:
                 self.allocators[f"{name}, may stop"] = PolicyAllocator(net, GIST_PLACES)
 
@@ -239,7 +239,8 @@ def _folders(given: Sequence[str]) -> dict[str, Path]:
 
 
 def _digest(folders: dict[str, Path]) -> str:
-    digest = hashlib.sha256()
+    """Of what was measured: rows of other policies are not mixed in."""
+    digest = hashlib.sha256(f"{STOP_ABOVE}|{BLOCKS}|{NATS_BLOCKS}".encode())
     for name, folder in folders.items():
         digest.update(name.encode() + (folder / "policy.safetensors").read_bytes())
     return digest.hexdigest()[:16]
