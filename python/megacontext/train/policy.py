@@ -61,6 +61,8 @@ class PolicyTraining:
     # Planted questions of each kind with several facts, in the train and the validation split.
     planted: int = 100
     planted_validation: int = 20
+    # Which questions are taken; `loop.seed` is the net's and the walks'.
+    sample_seed: int = 0
     # Questions by kind whose candidates the base reads, as at run time (a second each) ...
     train_read: dict[str, int] = field(default_factory=lambda: {
         "reading": 120, "two documents": 70, "needle": 10, "twin": 10, "list": 40, "echo": 40,
@@ -137,7 +139,7 @@ def build_policy_examples(
     reads: bool,
 ) -> list[PolicyExample]:  # fmt: skip
     """Examples of one split that have a fact among their candidates: others teach nothing."""
-    asked = sample_questions(held, limits, config.loop.seed)
+    asked = sample_questions(held, limits, config.sample_seed)
     made = make_policy_examples(held, asked, lens, config.candidates, reads)
     return [example for example in made if example.facts]
 
@@ -146,7 +148,7 @@ def build_labelled(
     config: PolicyTraining, held: StreamHistory, lens: UntrainedLens, work: Path
 ) -> list[PolicyExample]:
     """Examples with measured gains; what is not kept below `work` is measured now."""
-    asked = sample_questions(held, config.labelled, config.loop.seed)
+    asked = sample_questions(held, config.labelled, config.sample_seed)
     steps = kept_labels(held, lens, asked, work)
     made = make_policy_examples(held, asked, lens, config.candidates, reads=True)
     found = [with_measured(e, steps[q.question]) for e, q in zip(made, asked, strict=True)]
