@@ -8,6 +8,7 @@ or name what it is about.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,26 +59,25 @@ class Candidates:
 
     def view(self, taken: NDArray[np.bool_], cost: NDArray[np.int64], places_left: int) -> Field:
         """float32 [N, VIEW] beside the blocks `taken` [N]; `cost` [N] in places. O(N * taken)."""
-        view = np.zeros((len(self), len(VIEW)), np.float32)
+        nothing = np.zeros(len(self), np.float32)
+        columns: dict[str, NDArray[Any]] = dict.fromkeys(VIEW, nothing)
         covered = np.zeros(len(self.weights), np.float32)
-        source = np.zeros(len(self), bool)
         if taken.any():
-            view[:, 1] = self.words[:, taken].max(axis=1)
-            view[:, 2] = self.close[:, taken].max(axis=1)
-            view[:, 3] = self.names[:, taken].max(axis=1)
-            view[:, 4] = self.beside[:, taken].max(axis=1)
+            columns["words_shown"] = self.words[:, taken].max(axis=1)
+            columns["sketch_shown"] = self.close[:, taken].max(axis=1)
+            columns["names_shared"] = self.names[:, taken].max(axis=1)
+            columns["beside"] = self.beside[:, taken].max(axis=1)
+            columns["source_shown"] = np.isin(self.partitions, self.partitions[taken])
             covered = self.terms[taken].max(axis=0, initial=0.0)
-            source = np.isin(self.partitions, self.partitions[taken])
-        view[:, 0] = taken
-        view[:, 5] = source
-        view[:, 6] = np.maximum(self.terms - covered, 0.0) @ self.weights
-        view[:, 7] = np.minimum(self.terms, covered) @ self.weights
-        view[:, 8] = cost / _PLACES_SCALE
-        view[:, 9] = places_left / _PLACES_SCALE
-        view[:, 10] = covered @ self.weights
-        view[:, 11] = taken.sum() / _COUNT_SCALE
-        view[:, 12] = not taken.any()
-        return view
+        columns["taken"] = taken
+        columns["terms_new"] = np.maximum(self.terms - covered, 0.0) @ self.weights
+        columns["terms_shown"] = np.minimum(self.terms, covered) @ self.weights
+        columns["cost"] = cost / _PLACES_SCALE
+        columns["places_left"] = nothing + places_left / _PLACES_SCALE
+        columns["terms_covered"] = nothing + covered @ self.weights
+        columns["taken_count"] = nothing + taken.sum() / _COUNT_SCALE
+        columns["nothing_taken"] = nothing + (not taken.any())
+        return np.column_stack([columns[name] for name in VIEW]).astype(np.float32)
 
 
 def find_candidates(

@@ -15,7 +15,8 @@ from megacontext.models import FrozenBase, TokenArray
 
 
 class KeptReader(QuestionReader):
-    """A QuestionReader over one file of JSON lines, of this base alone. One thread."""
+    """A QuestionReader over one file of JSON lines; what another base read is kept apart. One
+    thread."""
 
     def __init__(self, base: FrozenBase, path: Path) -> None:
         super().__init__(base)

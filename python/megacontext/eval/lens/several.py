@@ -14,13 +14,17 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
-from megacontext.eval.lens.streams import Split, Stream, StreamQuestion, make_stream
+from megacontext.eval.lens.streams import (
+    TENTHS,
+    Split,
+    Stream,
+    StreamQuestion,
+    make_stream,
+)
 from megacontext.eval.long import vocabulary
 from megacontext.eval.long.filler import filler
 
 SEVERAL_KINDS = ("list", "echo", "chain")
-# Paragraphs of the filler that each split draws from, in tenths.
-_TENTHS = {"train": (0, 6), "validation": (6, 7), "test": (7, 10)}
 _PARAGRAPHS_PER_SOURCE = 150
 _LIST_VALUES = 3
 # {x} is the subject, {v} and {w} values.
@@ -105,7 +109,7 @@ def make_several(
     chance = random.Random(f"several|{split}|{seed}")
     asked = _asked(chance, "test" if split == "test" else "seen", planted)
     units = filler("wikipedia").units
-    low, high = (len(units) * tenth // 10 for tenth in _TENTHS[split])
+    low, high = (len(units) * tenth // 10 for tenth in TENTHS[split])
     first = chance.randrange(low, max(low, high - paragraphs) + 1)
     facts = [
         (owner, number) for owner, each in enumerate(asked) for number in range(len(each.facts))
