@@ -149,7 +149,7 @@ def _plain(figure: dict[str, float]) -> str:
 
 def write_policy_report(out: Path, summary: dict[str, Any]) -> None:
     """summary.json, report.md and report.png below `out`."""
-    (out / "summary.json").write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n")
+    (out / "summary.json").write_text(json.dumps(_rounded(summary), sort_keys=True) + "\n")
     lines = ["# A learned policy against the greedy allocator", ""]
     for label, says in _LABELS.items():
         for kind, table in summary["shown"][label].items():
@@ -162,6 +162,12 @@ def write_policy_report(out: Path, summary: dict[str, Any]) -> None:
         lines.append(f"| {name} | {counts['plans']} | {instead} |")
     (out / "report.md").write_text("\n".join(lines) + "\n")
     _picture(out / "report.png", summary)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _rounded(each) for name, each in value.items()}
+    return round(value, 5) if isinstance(value, float) else value
 
 
 def _shown_table(title: str, table: dict[str, Any]) -> list[str]:
