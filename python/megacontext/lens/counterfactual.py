@@ -19,7 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from megacontext.models import FrozenBase, StepInput, TokenArray, TransformersBase
+from megacontext.models import (
+    FrozenBase,
+    Prompt,
+    StepInput,
+    TokenArray,
+    TransformersBase,
+    left_pad,
+)
 from megacontext_ext.errors import InvalidArgument
 
 Nats = NDArray[np.float64]
@@ -70,6 +77,28 @@ class AnswerCost:
         """float64 [spans, n]: nats that showing each span alone takes off each answer."""
         nothing = self.nats(np.zeros(0, np.uint32), asked)
         return np.stack([nothing - self.nats(span, asked) for span in spans])
+
+    @torch.inference_mode()
+    def nats_each(self, shown: Sequence[TokenArray], asked: AskedTokens) -> Nats:
+        """float64 [n]: NLL of one answer behind each of several texts.
+
+        Cost: every prompt whole, a few of like length at a time.
+        """
+        keep = len(asked.answer) + 1
+        found = np.zeros(len(shown))
+        order = np.argsort([len(text) for text in shown], kind="stable")
+        for at in range(0, len(shown), _ROWS_MAX):
+            rows = order[at : at + _ROWS_MAX]
+            prompts = [
+                Prompt.of_tokens(
+                    np.concatenate([self._before, shown[row], asked.after, asked.answer])
+                )
+                for row in rows
+            ]
+            step_input = left_pad(self._base, prompts)
+            logits = self._base.step(step_input, self._base.new_cache(), keep_logits=keep)
+            found[rows] = [_nats(row, asked.answer) for row in logits]
+        return found
 
     def _behind(self, cache: Cache, known: int, asked: Sequence[AskedTokens]) -> Nats:
         texts = [np.concatenate([each.after, each.answer]) for each in asked]

@@ -40,13 +40,23 @@ _WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
+class TermHits:
+    """Where one of the question's words stands: axis places [n], each once, and BM25 scores [n]."""
+
+    places: NDArray[np.int64]
+    scores: Field
+
+
+@dataclass(frozen=True)
 class Fields:
-    """Features [axis.length, F] and the untrained evidence [axis.length] that picks candidates."""
+    """Features [axis.length, F], the untrained evidence [axis.length] that picks candidates, and
+    the hits of each of the question's words that has any."""
 
     axis: BlockAxis
     features: Field
     evidence: Field
     mask: NDArray[np.bool_]
+    terms: Sequence[TermHits]
 
     def candidates(self, count: int) -> NDArray[np.int64]:
         """Axis places of the `count` blocks with most evidence, in timeline order."""
@@ -60,7 +70,8 @@ def block_fields(history: History, question: Question) -> Fields:
     """Features of every block. Cost: one search a word and a pass over the sketches."""
     axis = BlockAxis(history.block_counts(), ROOM)
     mask = axis.block_mask()
-    near, own, covered, strongest = _lexical(history, axis, question.text)
+    terms = _term_hits(history, axis, question.text)
+    near, own, covered, strongest = _lexical(axis, terms)
     sketch = _sketch(history, axis, question)
     recency = (np.cumsum(mask) / max(int(mask.sum()), 1)).astype(np.float32)
     place, length, best_of_source = _sources(history, axis, near)
@@ -87,20 +98,28 @@ def block_fields(history: History, question: Question) -> Fields:
     features = np.stack([columns[name] for name in FEATURES], axis=1).astype(np.float32)
     evidence = near + _SKETCH_WEIGHT * np.maximum(sketch, 0.0) + _RECENCY_WEIGHT * recency
     features[~mask] = 0.0
-    return Fields(axis, features, np.where(mask, evidence, 0.0).astype(np.float32), mask)
+    evidence = np.where(mask, evidence, 0.0).astype(np.float32)
+    return Fields(axis, features, evidence, mask, terms)
 
 
-def _lexical(history: History, axis: BlockAxis, text: str) -> tuple[Field, Field, Field, Field]:
-    """By block: evidence near it, its own, the share of words near it, the strongest word there."""
-    near, own, covered, strongest = (np.zeros(axis.length, np.float32) for _ in range(4))
-    weight, terms = 0.0, 0
+def _term_hits(history: History, axis: BlockAxis, text: str) -> list[TermHits]:
+    found = []
     for term in dict.fromkeys(_WORD.findall(text.lower())):
         hits = history.search(term, _HITS_PER_TERM)
         places = axis.places(hits.partitions, hits.blocks)
-        places, scores = places[places >= 0], hits.scores[places >= 0]
-        if len(places) == 0:
-            continue
-        weight, terms = weight + float(scores.max()), terms + 1
+        known = places >= 0
+        if known.any():
+            found.append(TermHits(places[known], hits.scores[known]))
+    return found
+
+
+def _lexical(axis: BlockAxis, terms: Sequence[TermHits]) -> tuple[Field, Field, Field, Field]:
+    """By block: evidence near it, its own, the share of words near it, the strongest word there."""
+    near, own, covered, strongest = (np.zeros(axis.length, np.float32) for _ in range(4))
+    weight = 0.0
+    for term in terms:
+        places, scores = term.places, term.scores
+        weight += float(scores.max())
         spread = np.zeros(axis.length, np.float32)
         for distance, share in enumerate(_NEAR):
             for shift in {distance, -distance}:
@@ -111,7 +130,7 @@ def _lexical(history: History, axis: BlockAxis, text: str) -> tuple[Field, Field
         covered += spread > 0.0
         strongest = np.maximum(strongest, spread)
     scale = np.float32(1.0 / weight if weight > 0.0 else 0.0)
-    per_term = np.float32(1.0 / max(terms, 1))
+    per_term = np.float32(1.0 / max(len(terms), 1))
     return near * scale, own * scale, covered * per_term, strongest * scale
 
 

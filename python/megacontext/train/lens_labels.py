@@ -221,7 +221,7 @@ def make_labels(labeller: Labeller, folder: Path, group_count: int) -> list[Path
 
 def _question(values: dict[str, Any]) -> StreamQuestion:
     gold = tuple((str(name), int(at)) for name, at in values["gold"])
-    return StreamQuestion(**{**values, "gold": gold})
+    return StreamQuestion(**{**values, "gold": gold, "same": ()})
 
 
 def main() -> None:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megacontext.config import RuntimeConfig
-from megacontext.eval.lens.histories import StreamHistory
+from megacontext.eval.lens.histories import Block, StreamHistory
 from megacontext.eval.lens.streams import StreamQuestion
 from megacontext.lens.counterfactual import AnswerCost, AskedTokens
+from megacontext.models import TokenArray
 from megacontext.runtime.frame import question_frame
 
 Window = tuple[int, int, int]  # partition, first block, block behind the last
@@ -31,14 +32,34 @@ class GainMeter:
         self._held = held
         self._config = RuntimeConfig()
         self._tokenizer = held.base.tokenizer
+        self._marker = self._tokenizer.encode(self._config.frame.short_marker)
         self._cost = AnswerCost(
             held.base, question_frame(self._tokenizer, "?", self._config).before
         )
 
-    def asked(self, question: StreamQuestion) -> AskedTokens:
+    def asked(
+        self, question: StreamQuestion, answer_tokens: int = ANSWER_TOKENS_MAX
+    ) -> AskedTokens:
         """The question in its frame, and the beginning of its answer."""
         frame = question_frame(self._tokenizer, question.question, self._config)
-        return AskedTokens(frame.after, self._tokenizer.encode(question.answer)[:ANSWER_TOKENS_MAX])
+        return AskedTokens(frame.after, self._tokenizer.encode(question.answer)[:answer_tokens])
+
+    def nats_of_sets(
+        self, asked: AskedTokens, sets: Sequence[Collection[Block]]
+    ) -> NDArray[np.float64]:
+        """NLL of the answer [n] behind each set of blocks, shown in timeline order with a short
+        marker where something is left out between them."""
+        return self._cost.nats_each([self._shown(blocks) for blocks in sets], asked)
+
+    def _shown(self, blocks: Collection[Block]) -> TokenArray:
+        parts: list[TokenArray] = []
+        last = None
+        for partition, block in sorted(blocks):
+            if last is not None and (partition, block - 1) != last:
+                parts.append(self._marker)
+            parts.append(self._held.history.tokens(partition, block, block + 1))
+            last = partition, block
+        return np.concatenate(parts) if parts else np.zeros(0, np.uint32)
 
     def measure(
         self, asked: Sequence[AskedTokens], windows: Sequence[Window]

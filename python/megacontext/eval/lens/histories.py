@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from megacontext_ext import Store
 from megacontext_ext.errors import NotFound
 
 Block = tuple[int, int]
+_SENTENCE_CHARS = 400
+_SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s|$)|\n")
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,39 @@ class StreamHistory:
         found = dict.fromkeys(self._block_at(name, at) for name, at in asked.gold)
         return list(found)
 
+    def grounds(self, asked: StreamQuestion) -> list[list[frozenset[Block]]]:
+        """What the answer rests on: for each fact its alternatives, each the blocks of one
+        sentence. The alternative that `gold` names comes first."""
+        same = asked.same or ((),) * len(asked.gold)
+        return [
+            [self._sentence_blocks(*place) for place in (gold, *others)]
+            for gold, others in zip(asked.gold, same, strict=True)
+        ]
+
+    def _sentence_blocks(self, name: str, at: int) -> frozenset[Block]:
+        start, end = sentence_span(self.stream.documents[name], at)
+        partition, first = self._block_at(name, start)
+        _, last = self._block_at(name, end - 1)
+        # A last block that is not full is in no search and has no score.
+        last = min(last, self.history.block_counts()[partition] - 1)
+        return frozenset((partition, block) for block in range(first, last + 1))
+
     def _block_at(self, name: str, character: int) -> Block:
         partition = self.store.find_partition(name)
         assert partition is not None
         starts = self.store.block_char_starts(partition.id, 0, -(-partition.token_count // K))
         return partition.id, bisect_right(starts.tolist(), character) - 1
+
+
+def sentence_span(text: str, at: int) -> tuple[int, int]:
+    """Characters [start, end) of the sentence around character `at`, at most 400 on each side."""
+    first, last = max(0, at - _SENTENCE_CHARS), min(len(text), at + _SENTENCE_CHARS)
+    before = [match.end() for match in _SENTENCE_END.finditer(text, first, at)]
+    after = _SENTENCE_END.search(text, at, last)
+    start = before[-1] if before else first
+    while start < at and text[start].isspace():
+        start += 1
+    return start, max(after.end() if after else last, at + 1)
 
 
 def open_history(stream: Stream, folder: Path, base: FrozenBase) -> StreamHistory:

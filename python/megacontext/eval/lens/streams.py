@@ -20,7 +20,7 @@ from megacontext_ext.errors import InvalidArgument
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 # Shares of the hash range, in tenths: [from, to).
-_TENTHS = {"train": (0, 6), "validation": (6, 7), "test": (7, 10)}
+TENTHS = {"train": (0, 6), "validation": (6, 7), "test": (7, 10)}
 _ANSWER_CHARS_MAX = 40
 _PARAGRAPHS_PER_SOURCE = 150
 _SENTENCES_PER_SOURCE = 1200
@@ -31,7 +31,8 @@ _GAP = "\n\n"
 class StreamQuestion:
     """A question, a short answer, and the characters (source, at) where it or its grounds begin.
 
-    `group` names the document: labels of one group share what the base has read.
+    `group` names the document: labels of one group share what the base has read. `same`: for each
+    place of `gold` other places that say the same; empty where there are none.
     """
 
     kind: str
@@ -39,6 +40,7 @@ class StreamQuestion:
     answer: str
     gold: tuple[tuple[str, int], ...]
     group: str
+    same: tuple[tuple[tuple[str, int], ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class Stream:
 def split_of(title: str) -> Split:
     """The split a document belongs to; depends on nothing but its title."""
     tenth = int.from_bytes(hashlib.sha256(title.encode()).digest()[:4], "big") % 10
-    return next(split for split in SPLITS if tenth in range(*_TENTHS[split]))
+    return next(split for split in SPLITS if tenth in range(*TENTHS[split]))
 
 
 def make_stream(split: Split, *, seed: int = 0, notes: int = 1500, planted: int = 60) -> Stream:
@@ -143,7 +145,7 @@ def _essays(
     split: Split, chance: random.Random, planted: int, documents: dict[str, str]
 ) -> list[StreamQuestion]:
     sentences = filler("essays").units
-    low, high = (len(sentences) * tenth // 10 for tenth in _TENTHS[split])
+    low, high = (len(sentences) * tenth // 10 for tenth in TENTHS[split])
     units = list(sentences[low:high])[: 4 * _SENTENCES_PER_SOURCE]
     facts = [*_needles(chance, planted), *_twins(chance, planted)]
     places = sorted(chance.sample(range(len(units)), len(facts)))

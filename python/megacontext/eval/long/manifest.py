@@ -24,6 +24,13 @@ FILE = "manifest.json"
 _FIXED = ("model", "budget_places", "seed", "harness_version")
 
 
+def _command() -> str:
+    """How this process was started: as a module, or as `megacontext`."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    started = ["python", "-m", spec.name.removesuffix(".__main__")] if spec else ["megacontext"]
+    return shlex.join([*started, *sys.argv[1:]])
+
+
 def write_manifest(out: Path, settings: dict[str, Any], model_identity: str) -> dict[str, Any]:
     """Write `out`/manifest.json and return what it holds.
 
@@ -31,8 +38,7 @@ def write_manifest(out: Path, settings: dict[str, Any], model_identity: str) -> 
     command is kept. Raises: InvalidArgument when the folder is of another model, budget or seed.
     """
     commit, dirty = commit_of(Path(__file__).resolve().parent)
-    command = shlex.join(["python", "-m", "megacontext.eval.long", *sys.argv[1:]])
-    here = {"command": command, "commit": commit, "uncommitted_changes": dirty}
+    here = {"command": _command(), "commit": commit, "uncommitted_changes": dirty}
     runs = [here]
     if (out / FILE).is_file():
         before = read_manifest(out)
