@@ -27,7 +27,7 @@ from megacontext.eval.lens.methods import Ranking, lenses, rankings, window_axis
 from megacontext.eval.lens.report import summarise, write_report
 from megacontext.eval.lens.streams import SPLITS, StreamQuestion, make_stream
 from megacontext.eval.long.manifest import write_manifest
-from megacontext.lens import QuestionReader, UntrainedLens
+from megacontext.lens import UntrainedLens
 from megacontext.lens.trained import load_net, shipped_lenses
 from megacontext.models import load
 
@@ -211,8 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name: load_net(folder / "lens.safetensors", json.loads((folder / "card.json").read_text()))
         for name, folder in folders.items()
     }
-    reader = QuestionReader(base) if given.read else None
-    ways, by_name = rankings(nets, held), lenses(nets, held, reader)
+    ways, by_name = rankings(nets, held), lenses(nets, held, read=given.read)
     questions = sample(held, given.questions, given.seed)
     rows = kept_rows(
         given.work / "rows" / given.split / f"{_digest(folders)}{_settings() * given.read}.jsonl",

@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from megacontext.config import HopConfig
 from megacontext.eval.lens.gains import Window
 from megacontext.eval.lens.histories import StreamHistory
 from megacontext.eval.lens.streams import StreamQuestion
 from megacontext.lens import QuestionReader, UntrainedLens
 from megacontext.lens.block_axis import BlockAxis
 from megacontext.lens.features import FEATURES, ROOM, block_fields
+from megacontext.lens.hops import Hops
 from megacontext.lens.net import LensNet
 from megacontext.lens.trained import TrainedLens
 
@@ -33,12 +35,16 @@ def rankings(nets: Mapping[str, LensNet], held: StreamHistory) -> dict[str, Rank
 
 
 def lenses(
-    nets: Mapping[str, LensNet], held: StreamHistory, reader: QuestionReader | None = None
+    nets: Mapping[str, LensNet], held: StreamHistory, *, read: bool = False
 ) -> dict[str, UntrainedLens]:
-    """The untrained lens and a trained one for each net, with the same reader behind."""
-    found = {"untrained": UntrainedLens(reader=reader)}
+    """The untrained lens and a trained one for each net; with `read` the base reads passages behind
+    each, and names are followed, as at run time."""
+    reader = QuestionReader(held.base) if read else None
+    hops = Hops(held.base, HopConfig()) if read else None
+    found = {"untrained": UntrainedLens(reader=reader, hops=hops)}
     for name, net in nets.items():
-        found[name] = TrainedLens(net, held.sketcher, held.base.tokenizer, reader=reader)
+        tokenizer = held.base.tokenizer
+        found[name] = TrainedLens(net, held.sketcher, tokenizer, reader=reader, hops=hops)
     return found
 
 
