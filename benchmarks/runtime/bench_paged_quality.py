@@ -2,9 +2,10 @@
 
 Contestants, all with `places` places a step of 32 tokens: the newest tokens read again as a window
 of their own (truncation), a paged memory with its first block and the newest blocks, the same with
-gist pages (learned; kept rows, one a block and four); and the full context as the bound. The
-history is read once with everything in view, so that the paged contestants differ only in what they
-show.
+gist pages (learned; kept rows, one a block and four, of all LODs and of LOD 1 only); and the full
+context as the bound, where the base was trained for as much. The history is read once with
+everything in view, or half of the trained range where there is more of it, so that the paged
+contestants differ only in what they show.
 
     python -m benchmarks.runtime.bench_paged_quality --shard test.u16.xz --texts 12 --out FILE
     ... --model gemma3      the same texts in its own tokens; it has no learned gists
@@ -32,14 +33,16 @@ from megacontext.models.tokenizer import TextTokenizer
 from megacontext.paged import PagedConfig, attach
 from megacontext.paged.memory import PagedMemory
 from megacontext.paged.stream import FocusLimits
+from megacontext.paged.tiling import GistPage
 
 TESTS = ["tests/python/paged/test_gists.py"]
 STEP = 32
 ROOT = Path(__file__).resolve().parents[2]
+# What is read, (kind, rows a block) -> how it is shown, by the coarsest LOD.
 GISTS = {
-    "learned gists": ("learned", 1),
-    "kept rows": ("kept", 1),
-    "kept rows, 4 a block": ("kept", 4),
+    ("learned", 1): {"learned gists": 1},
+    ("kept", 1): {"kept rows": 3, "kept rows, LOD 1": 1},
+    ("kept", 4): {"kept rows, 4 a block": 3, "kept rows, 4 a block, LOD 1": 1},
 }
 OURS = "kept rows"
 TRUNCATED, BOUND, PLAIN = "truncation", "full context", "paged, first and newest"
@@ -73,41 +76,47 @@ def through(memory: PagedMemory, model: torch.nn.Module, ids: Tensor, history: i
         total += sum_nll(logits, ids[start + 1 : end + 1])
     stream.token_count, stream.tokens = history, stream.tokens[:history]
     stream.gisted_blocks = min(stream.gisted_blocks, history // 32)
+    first = GistPage(1, stream.gist_page_count)
+    stream.coarse_pages = [first.parent.number, first.parent.parent.number]
     return total / (len(ids) - 1 - history)
 
 
-def gists_for(model_name: str) -> dict[str, tuple[str, int]]:
-    return {n: g for n, g in GISTS.items() if g[0] == "kept" or model_name == LEARNED_FOR}
+def gists_for(model_name: str) -> dict[tuple[str, int], dict[str, int]]:
+    return {g: n for g, n in GISTS.items() if g[0] == "kept" or model_name == LEARNED_FOR}
+
+
+def gist_names(model_name: str) -> list[str]:
+    return [name for shown in gists_for(model_name).values() for name in shown]
 
 
 def measure(
     model: torch.nn.Module, ids: Tensor, history: int, places: int, name: str = LEARNED_FOR
 ) -> dict[str, float]:
     """NLL by contestant for one text [T]; the first `history` tokens are not scored."""
-    gists = gists_for(name)
-    wide = FocusLimits(budget_places=2 * len(ids), recent_tokens=2 * len(ids))
+    trained: int = model.config.max_position_embeddings  # type: ignore[union-attr, assignment]
+    whole = len(ids) <= trained
+    budget = 2 * len(ids) if whole else trained // 2
+    wide = FocusLimits(budget_places=budget, recent_tokens=budget)
     narrow = FocusLimits(budget_places=places)
     found = {TRUNCATED: truncated(model, ids, history, places)}
-    without = replace(narrow, gist_pages_max=0)
-    for name, (kind, rows) in gists.items():
+    asked = {PLAIN: replace(narrow, gist_pages_max=0)} | ({BOUND: wide} if whole else {})
+    for (kind, rows), shown in gists_for(name).items():
         settings = PagedConfig(
             limits=wide,
             read_tokens=1024,
             gists=kind,  # type: ignore[arg-type]
             gist_rows=rows,  # type: ignore[arg-type]
         )
-        asked = (
-            [(name, narrow)]
-            if BOUND in found
-            else [(PLAIN, without), (BOUND, wide), (name, narrow)]
-        )
+        asked |= {label: replace(narrow, gist_lod_max=lod) for label, lod in shown.items()}
         with attach(model, settings) as memory:
             memory.read(ids[:history])
-            assert memory.streams[0].gist_pages, f"{name}: no gist page was made"
-            for shown, limits in asked:
+            assert memory.streams[0].gist_pages, f"{kind}: no gist page was made"
+            for label, limits in asked.items():
                 memory.config = replace(settings, limits=limits)
-                found[shown] = through(memory, model, ids, history)
-    return {name: found[name] for name in (TRUNCATED, PLAIN, *gists, BOUND)}
+                found[label] = through(memory, model, ids, history)
+        asked = {}
+    order = (TRUNCATED, PLAIN, *gist_names(name), *([BOUND] if whole else []))
+    return {label: found[label] for label in order}
 
 
 def texts_in_turns(shard: Path, tokens: int, count: int) -> list[HeldOutSpan]:
@@ -148,21 +157,24 @@ def in_own_tokens(
 
 
 def summary(rows: list[dict[str, float]], model_name: str) -> dict[str, object]:
-    """Means with intervals over texts, the paired gain of each kind of gists over the first and
-    newest and over truncation (nats, above 0 is better), and its share of what the full context
-    gains over the first and newest."""
-    gists = gists_for(model_name)
-    columns = {name: [row[name] for row in rows] for name in (TRUNCATED, PLAIN, *gists, BOUND)}
+    """Means with intervals over texts; the paired gain of each kind of gists over the first and
+    newest, over truncation and, of several LODs, over LOD 1 (nats, above 0 is better); and its
+    share of what the full context gains over the first and newest."""
+    gists = gist_names(model_name)
+    columns = {name: [row[name] for row in rows]
+               for name in (TRUNCATED, PLAIN, *gists, BOUND) if name in rows[0]}  # fmt: skip
     gains = {
         f"{name} over {other}": paired_comparison(columns[other], columns[name])
         for name in gists
-        for other in (TRUNCATED, PLAIN)
+        for other in (TRUNCATED, PLAIN, f"{name}, LOD 1")
+        if other in columns
     }
-    gap = np.mean(columns[PLAIN]) - np.mean(columns[BOUND])
+    shares = {}
+    if BOUND in columns:
+        gap = np.mean(columns[PLAIN]) - np.mean(columns[BOUND])
+        shares = {n: float((np.mean(columns[PLAIN]) - np.mean(columns[n])) / gap) for n in gists}
     return {
-        "share of the gap": {
-            name: float((np.mean(columns[PLAIN]) - np.mean(columns[name])) / gap) for name in gists
-        },
+        "share of the gap": shares,
         "nll": {name: str(bootstrap_interval(column)) for name, column in columns.items()},
         "gain of gists": {
             name: f"{gain.difference} p={gain.p_value:.4f} wins {gain.wins}/{len(rows)}"

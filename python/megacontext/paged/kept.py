@@ -1,9 +1,11 @@
 """Gists without training: rows of blocks out of focus that later queries would look at.
 
-A gist page keeps 32 rows a layer and KV head on average, from 32 / `rows` blocks together. A row is
-the key and value of one token; each layer and head has its own tokens and its own share of the
-page (`gists.selection`). Its numbers lie in the page in one line, layer by layer as they come, and
-`KeptRows` says whose they are; `kept_view.py` gives every layer its rows.
+A gist page of LOD 1 keeps 32 rows a layer and KV head on average, from 32 / `rows` blocks together.
+A row is the key and value of one token; each layer and head has its own tokens and its own share
+of the page (`gists.selection`). Its numbers lie in the page in one line, layer by layer as they
+come, and `KeptRows` says whose they are; `kept_view.py` gives every layer its rows. A page of a
+higher LOD keeps as many of the rows of the pages below it (`tiling.py`), by the same measure: they
+are chosen from what is kept already, with no queries and no pass of the model.
 """
 
 from __future__ import annotations
@@ -20,9 +22,12 @@ from megacontext.paged.page_store import PageLayout
 from megacontext.paged.pool import PagePool
 from megacontext.paged.rotary import LayerRotary, rotated
 from megacontext.paged.stream import Stream
+from megacontext.paged.tiling import GistPage
 
 # Blocks before a page's own whose keys compete for attention with it, besides the first block.
 LOOKBACK_BLOCKS = 8
+# The use of a token that is not there to be chosen, and of a row of which none was kept.
+ABSENT = -1.0
 
 
 class KeptWriter:
@@ -85,10 +90,9 @@ class KeptWriter:
         fits = not pages_max or self.pages_at_once <= pages_max
         return range(start, end if ready and fits else start)
 
-    def pages_for(self, blocks: range) -> range:
-        """Numbers of the gist pages that hold the rows of `blocks`."""
-        page = blocks.start // self.size
-        return range(page, page + 1)
+    def pages_for(self, blocks: range) -> list[GistPage]:
+        """The gist pages that hold the rows of `blocks`."""
+        return [GistPage(1, blocks.start // self.size)]
 
     def reads(self, blocks: range) -> list[int]:
         """Blocks whose pages the rows of `blocks` are computed from."""
@@ -122,11 +126,47 @@ class KeptWriter:
             page[1, part] = pool.values[layer][where]
             at += count
         content = page.view(2, layout.layers, heads, K, width).transpose(0, 1).contiguous()
-        gist = blocks.start // self.size
+        (gist,) = self.pages_for(blocks)
         pool.write_pages([stream.gist_pages[gist]], content[None])
-        stream.kept[gist] = chosen
+        stream.kept[gist] = compact(chosen)
         self.heard(number).drop_before(blocks.stop * K)
         return content.unflatten(3, (len(blocks), self.rows)).movedim(3, 0)
+
+    @torch.inference_mode()
+    def condense(self, stream: Stream, pool: PagePool, page: GistPage) -> Tensor:
+        """Makes `page` of its children, all resident; those that were lost are left out.
+
+        Returns:
+            The page, [L, 2, Hkv, 32, E].
+
+        Cost: reads its children, and a top-k over the tokens that it covers.
+        """
+        layout = self._layout
+        heads = layout.layers * layout.kv_heads
+        width = page.children[0].width * self.size * K
+        there = [(n, c) for n, c in enumerate(page.children) if c not in stream.lost_gists]
+        use = torch.full((heads, len(page.children) * width), ABSENT)
+        slot = torch.zeros(use.shape, dtype=torch.long)
+        lines = []
+        for at, child in there:
+            kept = stream.kept[child]
+            (content,) = pool.read_pages([stream.gist_pages[child]])
+            lines.append(content.transpose(0, 1).flatten(1, 3)[:, : len(kept.owner)])
+            where = kept.owner.long(), kept.token.long() + at * width
+            use[where] = comparable_use(kept, lines[-1][1])
+            first = sum(line.shape[1] for line in lines[:-1])
+            slot[where] = torch.arange(first, first + len(kept.owner))
+        chosen = choose_rows(use.view(layout.layers, layout.kv_heads, -1), heads * K)
+        real = chosen.use > ABSENT  # a head may have fewer rows than its least share
+        chosen = KeptRows(*(part[real] for part in chosen))
+        line = pool.keys[0].new_zeros(2, heads * K, layout.head_width)
+        if lines:
+            picked = slot[chosen.owner, chosen.token].to(line.device)
+            line[:, : len(picked)] = torch.cat(lines, 1)[:, picked]
+        made = line.view(2, layout.layers, layout.kv_heads, K, -1).transpose(0, 1).contiguous()
+        pool.write_pages([stream.gist_pages[page]], made[None])
+        stream.kept[page] = compact(chosen)
+        return made
 
     def _use(
         self, layer: int, number: int, stream: Stream, pool: PagePool, blocks: range
@@ -157,16 +197,33 @@ class KeptWriter:
         return rows[pages].transpose(0, 1).flatten(1, 2)
 
 
-def encode_owners(kept: KeptRows, layout: PageLayout) -> Tensor:
-    """[2, L, Hkv, 32] float32, exact for whole numbers; -1 where a page is not full."""
-    full = torch.full((2, layout.layers * layout.kv_heads * K), -1.0)
-    full[0, : len(kept.owner)] = kept.owner.float()
-    full[1, : len(kept.token)] = kept.token.float()
-    return full.view(2, layout.layers, layout.kv_heads, K)
+def comparable_use(kept: KeptRows, values: Tensor) -> Tensor:
+    """[M] the use of a page's rows as shares of the page, so that pages whose queries asked more or
+    less of them are equals. Rows of an earlier version, which kept no use: the squared norms of
+    their values [M, E], which are a part of it."""
+    use = kept.use
+    if bool((use == ABSENT).any()):
+        use = values.float().square().sum(-1).cpu()
+    return use / use.sum().clamp_min(torch.finfo(use.dtype).tiny)
 
 
-def decode_owners(full: Tensor) -> KeptRows:
-    """The reverse of `encode_owners`."""
-    owner, token = full.flatten(1).long()
+def compact(kept: KeptRows) -> KeptRows:
+    """The same in 12 bytes a row: it is kept while the page is resident."""
+    return KeptRows(kept.owner.int(), kept.token.int(), kept.use)
+
+
+def encode_kept(kept: KeptRows, layout: PageLayout) -> tuple[Tensor, Tensor]:
+    """Owners and tokens [2, L, Hkv, 32] float32, exact for whole numbers, and use [L, Hkv, 32]; -1
+    where a page is not full."""
+    full = torch.full((3, layout.layers * layout.kv_heads * K), ABSENT)
+    for line, part in zip(full, kept, strict=True):
+        line[: len(part)] = part.float()
+    full = full.view(3, layout.layers, layout.kv_heads, K)
+    return full[:2], full[2]
+
+
+def decode_kept(owners: Tensor, use: Tensor) -> KeptRows:
+    """The reverse of `encode_kept`, compact."""
+    owner, token = owners.flatten(1)
     there = owner >= 0
-    return KeptRows(owner[there], token[there])
+    return KeptRows(owner[there].int(), token[there].int(), use.flatten()[there])
