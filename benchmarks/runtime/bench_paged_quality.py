@@ -2,7 +2,7 @@
 
 Contestants, all with `places` places a step of 32 tokens: the newest tokens read again as a window
 of their own (truncation), a paged memory with its first block and the newest blocks, the same with
-gist pages (learned; kept rows, one a block and four, of all LODs and of LOD 1 only); and the full
+gist pages (learned; kept rows, one a block and four, with coarse pages and without); and the full
 context as the bound, where the base was trained for as much. The history is read once with
 everything in view, or half of the trained range where there is more of it, so that the paged
 contestants differ only in what they show.
@@ -38,11 +38,13 @@ from megacontext.paged.tiling import GistPage
 TESTS = ["tests/python/paged/test_gists.py"]
 STEP = 32
 ROOT = Path(__file__).resolve().parents[2]
-# What is read, (kind, rows a block) -> how it is shown, by the coarsest LOD.
-GISTS = {
-    ("learned", 1): {"learned gists": 1},
-    ("kept", 1): {"kept rows": 3, "kept rows, LOD 1": 1},
-    ("kept", 4): {"kept rows, 4 a block": 3, "kept rows, 4 a block, LOD 1": 1},
+WHOLE, LOD_1 = ", whole", ", LOD 1"
+# How gists are shown: the share of their places that coarse pages have.
+SHARES = {"": FocusLimits.gist_coarse_share, WHOLE: 1.0, LOD_1: 0.0}
+GISTS = {  # kind, rows a block, and how they are shown
+    "learned gists": ("learned", 1, [""]),
+    "kept rows": ("kept", 1, list(SHARES)),
+    "kept rows, 4 a block": ("kept", 4, list(SHARES)),
 }
 OURS = "kept rows"
 TRUNCATED, BOUND, PLAIN = "truncation", "full context", "paged, first and newest"
@@ -81,12 +83,12 @@ def through(memory: PagedMemory, model: torch.nn.Module, ids: Tensor, history: i
     return total / (len(ids) - 1 - history)
 
 
-def gists_for(model_name: str) -> dict[tuple[str, int], dict[str, int]]:
-    return {g: n for g, n in GISTS.items() if g[0] == "kept" or model_name == LEARNED_FOR}
+def gists_for(model_name: str) -> dict[str, tuple[str, int, list[str]]]:
+    return {n: g for n, g in GISTS.items() if g[0] == "kept" or model_name == LEARNED_FOR}
 
 
 def gist_names(model_name: str) -> list[str]:
-    return [name for shown in gists_for(model_name).values() for name in shown]
+    return [name + how for name, (_, _, shown) in gists_for(model_name).items() for how in shown]
 
 
 def measure(
@@ -100,20 +102,21 @@ def measure(
     narrow = FocusLimits(budget_places=places)
     found = {TRUNCATED: truncated(model, ids, history, places)}
     asked = {PLAIN: replace(narrow, gist_pages_max=0)} | ({BOUND: wide} if whole else {})
-    for (kind, rows), shown in gists_for(name).items():
+    for label, (kind, rows, shown) in gists_for(name).items():
         settings = PagedConfig(
             limits=wide,
             read_tokens=1024,
             gists=kind,  # type: ignore[arg-type]
             gist_rows=rows,  # type: ignore[arg-type]
         )
-        asked |= {label: replace(narrow, gist_lod_max=lod) for label, lod in shown.items()}
+        for how in shown:
+            asked[label + how] = replace(narrow, gist_coarse_share=SHARES[how])
         with attach(model, settings) as memory:
             memory.read(ids[:history])
             assert memory.streams[0].gist_pages, f"{kind}: no gist page was made"
-            for label, limits in asked.items():
+            for contestant, limits in asked.items():
                 memory.config = replace(settings, limits=limits)
-                found[label] = through(memory, model, ids, history)
+                found[contestant] = through(memory, model, ids, history)
         asked = {}
     order = (TRUNCATED, PLAIN, *gist_names(name), *([BOUND] if whole else []))
     return {label: found[label] for label in order}
@@ -166,7 +169,7 @@ def summary(rows: list[dict[str, float]], model_name: str) -> dict[str, object]:
     gains = {
         f"{name} over {other}": paired_comparison(columns[other], columns[name])
         for name in gists
-        for other in (TRUNCATED, PLAIN, f"{name}, LOD 1")
+        for other in (TRUNCATED, PLAIN, name.removesuffix(WHOLE) + LOD_1)
         if other in columns
     }
     shares = {}

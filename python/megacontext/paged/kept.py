@@ -28,6 +28,7 @@ from megacontext.paged.tiling import GistPage
 LOOKBACK_BLOCKS = 8
 # The use of a token that is not there to be chosen, and of a row of which none was kept.
 ABSENT = -1.0
+GOLDEN = 0.6180339887498949  # whose multiples, whole parts dropped, fill [0, 1) evenly
 
 
 class KeptWriter:
@@ -152,8 +153,8 @@ class KeptWriter:
             kept = stream.kept[child]
             (content,) = pool.read_pages([stream.gist_pages[child]])
             lines.append(content.transpose(0, 1).flatten(1, 3)[:, : len(kept.owner)])
-            where = kept.owner.long(), kept.token.long() + at * width
-            use[where] = comparable_use(kept, lines[-1][1])
+            where = kept.owner, kept.token + at * width
+            use[where] = comparable_use(kept)
             first = sum(line.shape[1] for line in lines[:-1])
             slot[where] = torch.arange(first, first + len(kept.owner))
         chosen = choose_rows(use.view(layout.layers, layout.kv_heads, -1), heads * K)
@@ -197,13 +198,13 @@ class KeptWriter:
         return rows[pages].transpose(0, 1).flatten(1, 2)
 
 
-def comparable_use(kept: KeptRows, values: Tensor) -> Tensor:
+def comparable_use(kept: KeptRows) -> Tensor:
     """[M] the use of a page's rows as shares of the page, so that pages whose queries asked more or
-    less of them are equals. Rows of an earlier version, which kept no use: the squared norms of
-    their values [M, E], which are a part of it."""
+    less of them are equals. Of rows of an earlier version, which kept no use, any number are spread
+    evenly: the norms of their values, a part of their use, choose worse (LOG, 2026-11-30)."""
     use = kept.use
     if bool((use == ABSENT).any()):
-        use = values.float().square().sum(-1).cpu()
+        use = (torch.arange(len(use)).double() * GOLDEN % 1.0).float()
     return use / use.sum().clamp_min(torch.finfo(use.dtype).tiny)
 
 

@@ -197,7 +197,8 @@ class KeptView:
             at = part.stop
             keys, values = (side[part] for side in lines)
             keys = rotated(keys, self._rotary[layer].frequencies, stands[part])
-            segment = _Segment(page.lod, keys, values, rows, block[part])
+            # A copy, so that the page's un-rotated keys need not be kept with its values.
+            segment = _Segment(page.lod, keys, values.clone(), rows, block[part])
             found.append(segment if len(keys) else None)
         return found
 

@@ -339,7 +339,8 @@ class PagedMemory:
         store, stream = self._store, self.streams[number]
         assert store is not None
         assert store.keys is not None
-        chooser.take(number, store.load_keys(number, stream.stored_blocks))
+        for means in store.load_keys(number, stream.stored_blocks):
+            chooser.take(number, means)
         for block in range(chooser.block_count(number), stream.stored_blocks):
             means = chooser.add(number, store.read_block(number, block)[None])
             store.write_side(store.keys, number, block, means)

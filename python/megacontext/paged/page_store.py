@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ QUERY_ROWS = "kv-queries"  # of the blocks that no gist page has yet, in a ring
 _TAIL_LOD = 8  # one node: a partition has one tail
 _COUNT_BYTES = 8  # a tail's row begins with the token count it belongs to
 PENDING_BYTES_MAX = 64 << 20
+KEYS_AT_ONCE = 2048  # blocks whose mean keys are read at once
 
 
 @dataclass(frozen=True)
@@ -236,12 +237,14 @@ class PageStore:
                 tail = self._tail_codec.decode(row[:, _COUNT_BYTES:], self._layout.dtype)[0]
         return StoredStream(tokens, blocks, gisted, tail)
 
-    def load_keys(self, number: int, blocks: int) -> Tensor:
-        """Mean keys [N, A, Hkv, E] of the first blocks, those that have them and N <= `blocks`."""
+    def load_keys(self, number: int, blocks: int) -> Iterator[Tensor]:
+        """Mean keys of the first blocks, those that have them and at most `blocks`: [N, A, Hkv, E],
+        a part at a time."""
         assert self.keys is not None
         partition = self.partition(number)
         end = min(blocks, self.keys.count(partition))
-        return self.keys.read(partition, 0, end, torch.bfloat16)
+        for first in range(0, end, KEYS_AT_ONCE):
+            yield self.keys.read(partition, first, min(first + KEYS_AT_ONCE, end), torch.bfloat16)
 
     def write_blocks(self, number: int, first: int, tokens: NDArray[np.uint32], rows: Rows) -> None:
         """Queues the tokens and encoded pages of blocks from `first` on. Returns before they are

@@ -28,8 +28,9 @@ class FocusLimits:
     # Gist pages that wanted blocks leave room for, where there are so many. None: as PagedConfig
     # shares places out.
     gist_pages_min: int | None = None
-    # Coarsest LOD of gist pages that a step reads, 1 to 3.
-    gist_lod_max: int = LODS[-1]
+    # Share of the places for gist pages that pages of LOD 2 and 3 have, where those of LOD 1 do not
+    # all fit: 1.0 shows as much of the history as there can be, 0.0 the newest of it finely.
+    gist_coarse_share: float = 1.0
 
     def __post_init__(self) -> None:
         least = (self.sink_blocks + 2) * K
@@ -38,8 +39,10 @@ class FocusLimits:
                 f"[paged] budget_places must be >= {least} (sinks, the tail and one block), "
                 f"got {self.budget_places}"
             )
-        if self.gist_lod_max not in LODS:
-            raise InvalidArgument(f"[paged] gist_lod_max must be 1 to 3, got {self.gist_lod_max}")
+        if not 0 <= self.gist_coarse_share <= 1:
+            raise InvalidArgument(
+                f"[paged] gist_coarse_share must be in [0, 1], got {self.gist_coarse_share}"
+            )
         for name in ("recent_tokens", "sink_blocks", "gist_pages_min"):
             if (getattr(self, name) or 0) < 0:
                 raise InvalidArgument(f"[paged] {name} must be >= 0, got {getattr(self, name)}")
@@ -120,7 +123,7 @@ class Stream:
         most = room if limits.gist_pages_max is None else limits.gist_pages_max
         spared = min(limits.gist_pages_min or 0, most, self.gist_page_count) if beyond else 0
         fill(self.wanted, room - spared)
-        tiling = self._tiling(chosen, limits.gist_lod_max)
+        tiling = self._tiling(chosen, limits.gist_coarse_share)
         if beyond:
             size = K // self.gist_rows
             left_out = (block // size for block in self.wanted if block not in chosen)
@@ -139,12 +142,12 @@ class Stream:
         """Gist pages of LOD 1."""
         return -(-self.gisted_blocks * self.gist_rows // K)
 
-    def _tiling(self, blocks: set[int], lod_max: int) -> Tiling:
+    def _tiling(self, blocks: set[int], coarse_share: float) -> Tiling:
         """Gist pages that show what is not in `blocks`, which may still grow."""
 
         def shows(number: int) -> bool:
             theirs = self.gist_blocks(GistPage(1, number))
             return any(b not in blocks and b not in self.excluded for b in theirs)
 
-        coarse = [n if lod <= lod_max else 0 for lod, n in enumerate(self.coarse_pages, 2)]
-        return Tiling((self.gist_page_count, *coarse), shows, self.lost_gists)
+        made = (self.gist_page_count, *self.coarse_pages)
+        return Tiling(made, shows, self.lost_gists, coarse_share)

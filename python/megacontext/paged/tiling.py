@@ -7,9 +7,10 @@ eight pages of LOD 2. Knows page numbers; nothing of rows, models or stores.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple
 
 # Pages of the LOD below that a page of each LOD covers, LOD 1 first (which covers blocks).
@@ -63,38 +64,36 @@ class Tiling:
         made: pages there are, LOD 1 first.
         shows: whether a page of LOD 1 has a row of a block that is neither in focus nor excluded.
         lost: pages that the store could not give back.
+        coarse_share: of the places, that coarse pages have before fine ones.
     """
 
     made: tuple[int, ...]
     shows: Callable[[int], bool]
     lost: set[GistPage]
+    coarse_share: float = 1.0
     chosen: set[GistPage] = field(default_factory=set)
 
     def choose(self, wanted: Iterable[int], most: int) -> None:
         """Sets `chosen` to at most `most` pages.
 
-        Pages of LOD 1 where they all fit: `wanted` ones, by number, then the newest. Else the
-        coarsest pages that cover all there is, made finer as places allow: wanted ones first, then
-        where a page is wide for its distance. Where not even the coarsest fit, the newest of them,
-        and wanted ones in at most half of the places.
+        Pages of LOD 1 where they all fit: `wanted` ones, by number, then the newest. Else those in
+        all but `coarse_share` of the places; in what is left, the coarsest pages that cover the
+        rest, newest first. Where places are left still they make it finer: wanted ones first, then
+        where a page is wide for its distance.
 
         Cost: in proportion to `most`, and to the pages of LOD 1 that show nothing.
         """
-        fine = dict.fromkeys(GistPage(1, number) for number in wanted)
-        first = list(islice((page for page in fine if self._offers(page)), most))
-        newest = (page for page in self._newest_first(1) if page not in fine)
-        rest = (page for page in newest if self._offers(page))
-        every = [*first, *islice(rest, most - len(first) + 1)]
-        if len(every) <= most or not any(self.made[1:]):
-            self.chosen = set(every[:most])
+        named = dict.fromkeys(GistPage(1, number) for number in wanted)
+        newest = (page for page in self._newest_first(1) if page not in named)
+        offered = (page for page in chain(named, newest) if self._offers(page))
+        fine = list(islice(offered, most + 1))
+        if len(fine) <= most or not any(self.made[1:]):
+            self.chosen = set(fine[:most])
             return
-        base = list(islice(self._coarsest(), most))
-        self.chosen = set(base[: max(most - len(first), most - most // 2)])
-        for page in first:
-            self._refine(page, most)
-        for page in base:
-            self._refine(page, most)
-        for page in self._nearest_first():
+        near = most - math.ceil(most * self.coarse_share)
+        named_left = (page for page in fine[near:] if page in named)
+        order = chain(fine[:near], self._coarsest(), named_left, self._nearest_first())
+        for page in order:
             if not self._refine(page, most):
                 break
 

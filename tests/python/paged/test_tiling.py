@@ -11,7 +11,7 @@ from megacontext.paged.stream import FocusLimits, Stream
 from megacontext.paged.tiling import FAN_OUT, LODS, GistPage, Tiling
 from megacontext_ext.errors import InvalidArgument
 
-BUDGET = FocusLimits(budget_places=512, recent_tokens=128)
+BUDGET = FocusLimits(budget_places=512, recent_tokens=128, gist_coarse_share=1.0)
 
 
 def stream_of(blocks: int, rows: int = 1, **given) -> Stream:
@@ -37,7 +37,7 @@ def drawn(seed: int) -> tuple[Stream, FocusLimits]:
         stream.lost_gists = {GistPage(lod, r.randint(0, 40)) for lod in LODS for _ in range(3)}
     least = r.choice([None, 0, 4, 16])
     limits = FocusLimits(r.choice([128, 256, 1024, 4096]), gist_pages_min=least,
-                         gist_lod_max=r.choice([1, 2, 3, 3]))  # fmt: skip
+                         gist_coarse_share=r.choice([0.0, 0.125, 0.5, 1.0]))  # fmt: skip
     return stream, limits
 
 
@@ -57,7 +57,6 @@ def test_any_choice_keeps_the_budget_and_every_page_shows_something(seed):
     assert not stream.lost_gists.intersection(gists)
     made = (stream.gist_page_count, *stream.coarse_pages)
     assert all(page.number < made[page.lod - 1] for page in gists)
-    assert all(page.lod <= limits.gist_lod_max for page in gists)
     hidden = set(blocks) | stream.excluded
     shows = {shown_by(stream, gists, b) for b in range(stream.gisted_blocks) if b not in hidden}
     assert shows - {None} == set(gists)
@@ -67,7 +66,7 @@ def test_any_choice_keeps_the_budget_and_every_page_shows_something(seed):
 def test_where_lod_1_fits_nothing_else_is_read(seed):
     stream, limits = drawn(seed)
     blocks, gists = stream.focus(limits, 1)
-    alone_blocks, alone = stream.focus(replace(limits, gist_lod_max=1), 1)
+    alone_blocks, alone = stream.focus(replace(limits, gist_coarse_share=0.0), 1)
     hidden = set(alone_blocks) | stream.excluded
     every = [
         page
@@ -84,7 +83,7 @@ def test_where_lod_1_fits_nothing_else_is_read(seed):
 @pytest.mark.parametrize("blocks", [65, 512, 1055, 5000])
 def test_the_whole_past_is_shown_once_the_coarsest_pages_fit(rows, blocks):
     stream = stream_of(blocks, rows)
-    chosen, gists = stream.focus(FocusLimits(2048, recent_tokens=128), 1)
+    chosen, gists = stream.focus(replace(BUDGET, budget_places=2048), 1)
     for block in range(stream.gisted_blocks):
         assert block in chosen or shown_by(stream, gists, block) is not None
 
@@ -102,17 +101,19 @@ def test_a_wanted_block_without_room_is_shown_finely_wherever_it_is():
     _, gists = stream.focus(replace(BUDGET, gist_pages_min=8), 1)
     assert GistPage(1, 2030 // 32) in gists
     assert shown_by(stream, gists, 1500) is not None
-    # Places for less than the coarsest pages and all that is wanted: half for each.
+    # A share of the places for coarse pages, the others for what is wanted and the newest.
     stream.wanted = list(range(0, 4096, 32))
-    _, gists = stream.focus(replace(BUDGET, gist_pages_min=4), 1)
-    assert len(gists) == 4
-    assert [page.lod for page in gists].count(1) == 2
+    for share, coarse in ((0.0, 0), (0.125, 1), (0.5, 2), (1.0, 4)):
+        limits = replace(BUDGET, gist_pages_min=4, gist_coarse_share=share)
+        _, gists = stream.focus(limits, 1)
+        assert len(gists) == 4
+        assert sum(page.lod > 1 for page in gists) == coarse
 
 
 def test_in_place_of_a_lost_page_stand_those_it_was_made_of():
     stream = stream_of(4096)
     stream.lost_gists = {GistPage(3, 1), GistPage(2, 9)}
-    _, gists = stream.focus(FocusLimits(1024, recent_tokens=128), 1)
+    _, gists = stream.focus(replace(BUDGET, budget_places=1024), 1)
     assert {GistPage(2, n) for n in range(8, 16) if n != 9} <= set(gists)
     assert {GistPage(1, n) for n in range(36, 40)} <= set(gists)
 
@@ -131,6 +132,6 @@ def test_no_places_no_pages():
     assert tiling.chosen == set()
 
 
-def test_a_lod_that_there_is_none_of_is_refused():
-    with pytest.raises(InvalidArgument, match="gist_lod_max must be 1 to 3, got 4"):
-        FocusLimits(gist_lod_max=4)
+def test_a_share_out_of_range_is_refused():
+    with pytest.raises(InvalidArgument, match=r"gist_coarse_share must be in \[0, 1\], got 1.5"):
+        FocusLimits(gist_coarse_share=1.5)
