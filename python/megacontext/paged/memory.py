@@ -237,7 +237,7 @@ class PagedMemory:
             raise InvalidArgument("[paged] a memory with a store must be given token ids")
         for stream, count in zip(self.streams, counts, strict=True):
             if count:
-                stream.in_focus(self.config.shares, count)  # refuses before anything is taken
+                stream.required(self.config.shares, count)  # refuses before anything is taken
         if self._gists is not None:
             own = sum(len(s.own_blocks(n)) for s, n in zip(self.streams, counts, strict=True))
             for number in range(len(self.streams)):

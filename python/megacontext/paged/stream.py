@@ -28,9 +28,8 @@ class FocusLimits:
     # Gist pages that wanted blocks leave room for, where there are so many. None: as PagedConfig
     # shares places out.
     gist_pages_min: int | None = None
-    # Share of the places for gist pages that pages of LOD 2 and 3 have, where those of LOD 1 do not
-    # all fit: 1.0 shows as much of the history as there can be, 0.0 the newest of it finely.
-    gist_coarse_share: float = 1.0
+    # Coarsest LOD of gist pages that a step reads, 1 to 3.
+    gist_lod_max: int = LODS[-1]
 
     def __post_init__(self) -> None:
         least = (self.sink_blocks + 2) * K
@@ -39,10 +38,8 @@ class FocusLimits:
                 f"[paged] budget_places must be >= {least} (sinks, the tail and one block), "
                 f"got {self.budget_places}"
             )
-        if not 0 <= self.gist_coarse_share <= 1:
-            raise InvalidArgument(
-                f"[paged] gist_coarse_share must be in [0, 1], got {self.gist_coarse_share}"
-            )
+        if self.gist_lod_max not in LODS:
+            raise InvalidArgument(f"[paged] gist_lod_max must be 1 to 3, got {self.gist_lod_max}")
         for name in ("recent_tokens", "sink_blocks", "gist_pages_min"):
             if (getattr(self, name) or 0) < 0:
                 raise InvalidArgument(f"[paged] {name} must be >= 0, got {getattr(self, name)}")
@@ -85,6 +82,21 @@ class Stream:
         """Blocks that a step over `new_tokens` more tokens reads, ascending; its own included."""
         return self.focus(limits, new_tokens)[0]
 
+    def required(self, limits: FocusLimits, new_tokens: int) -> set[int]:
+        """Blocks that a step over `new_tokens` more tokens cannot do without.
+
+        Raises:
+            OverBudget: they are more than the budget.
+        """
+        chosen = set(self.own_blocks(new_tokens)) | self.pinned
+        if len(chosen) > limits.budget_places // K:
+            raise OverBudget(
+                f"[paged] {new_tokens} new tokens and {len(self.pinned)} pinned blocks need "
+                f"{len(chosen) * K} places, the budget is {limits.budget_places}; read in shorter "
+                "steps or pin less"
+            )
+        return chosen
+
     def focus(self, limits: FocusLimits, new_tokens: int) -> tuple[list[int], list[GistPage]]:
         """Blocks and gist pages that a step over `new_tokens` more tokens reads, in order.
 
@@ -99,13 +111,7 @@ class Stream:
         end = self.token_count + new_tokens
         own = self.own_blocks(new_tokens)
         room = limits.budget_places // K
-        chosen = set(own) | self.pinned
-        if len(chosen) > room:
-            raise OverBudget(
-                f"[paged] {new_tokens} new tokens and {len(self.pinned)} pinned blocks need "
-                f"{len(chosen) * K} places, the budget is {limits.budget_places}; read in shorter "
-                "steps or pin less"
-            )
+        chosen = self.required(limits, new_tokens)
         recent_start = max(0, self.token_count - limits.recent_tokens) // K
         recent = range(own[0] - 1, recent_start - 1, -1) if own else range(0)
         kept_recent = list(recent)[: max(1, (room - len(chosen)) // 2)]
@@ -123,7 +129,7 @@ class Stream:
         most = room if limits.gist_pages_max is None else limits.gist_pages_max
         spared = min(limits.gist_pages_min or 0, most, self.gist_page_count) if beyond else 0
         fill(self.wanted, room - spared)
-        tiling = self._tiling(chosen, limits.gist_coarse_share)
+        tiling = self._tiling(chosen, limits.gist_lod_max)
         if beyond:
             size = K // self.gist_rows
             left_out = (block // size for block in self.wanted if block not in chosen)
@@ -142,12 +148,17 @@ class Stream:
         """Gist pages of LOD 1."""
         return -(-self.gisted_blocks * self.gist_rows // K)
 
-    def _tiling(self, blocks: set[int], coarse_share: float) -> Tiling:
+    def _tiling(self, blocks: set[int], lod_max: int) -> Tiling:
         """Gist pages that show what is not in `blocks`, which may still grow."""
 
-        def shows(number: int) -> bool:
-            theirs = self.gist_blocks(GistPage(1, number))
-            return any(b not in blocks and b not in self.excluded for b in theirs)
+        size, excluded = K // self.gist_rows, self.excluded
 
-        made = (self.gist_page_count, *self.coarse_pages)
-        return Tiling(made, shows, self.lost_gists, coarse_share)
+        def shows(number: int) -> bool:
+            end = min((number + 1) * size, self.gisted_blocks)
+            for block in range(number * size, end):  # asked often, answered by the first
+                if block not in blocks and block not in excluded:
+                    return True
+            return False
+
+        coarse = [n if lod <= lod_max else 0 for lod, n in enumerate(self.coarse_pages, 2)]
+        return Tiling((self.gist_page_count, *coarse), shows, self.lost_gists)

@@ -16,6 +16,9 @@ from typing import NamedTuple
 # Pages of the LOD below that a page of each LOD covers, LOD 1 first (which covers blocks).
 FAN_OUT = (1, 4, 8)
 LODS = range(1, len(FAN_OUT) + 1)
+# Places for coarse pages where not all of the history can be shown. More of them cost what is near:
+# 0.06 nats a token at most of the places, nothing at an eighth (LOG, 2026-11-30).
+COARSE_SHARE = 1 / 8
 
 
 class GistPage(NamedTuple):
@@ -27,24 +30,22 @@ class GistPage(NamedTuple):
     @property
     def width(self) -> int:
         """Pages of LOD 1 that it covers."""
-        width = 1
-        for lod in range(1, self.lod):
-            width *= FAN_OUT[lod]
-        return width
+        return math.prod(FAN_OUT[: self.lod])
 
     @property
     def span(self) -> range:
         """Numbers of the pages of LOD 1 that it covers."""
-        return range(self.number * self.width, (self.number + 1) * self.width)
+        width = self.width
+        return range(self.number * width, (self.number + 1) * width)
 
     @property
     def children(self) -> list[GistPage]:
         """The pages it is made of; none at LOD 1."""
         if self.lod == 1:
             return []
-        fan_out = FAN_OUT[self.lod - 1]
+        lod, fan_out = self.lod - 1, FAN_OUT[self.lod - 1]
         first = self.number * fan_out
-        return [GistPage(self.lod - 1, n) for n in range(first, first + fan_out)]
+        return [GistPage(lod, n) for n in range(first, first + fan_out)]
 
     @property
     def parent(self) -> GistPage:
@@ -64,22 +65,21 @@ class Tiling:
         made: pages there are, LOD 1 first.
         shows: whether a page of LOD 1 has a row of a block that is neither in focus nor excluded.
         lost: pages that the store could not give back.
-        coarse_share: of the places, that coarse pages have before fine ones.
     """
 
     made: tuple[int, ...]
     shows: Callable[[int], bool]
     lost: set[GistPage]
-    coarse_share: float = 1.0
     chosen: set[GistPage] = field(default_factory=set)
 
     def choose(self, wanted: Iterable[int], most: int) -> None:
         """Sets `chosen` to at most `most` pages.
 
-        Pages of LOD 1 where they all fit: `wanted` ones, by number, then the newest. Else those in
-        all but `coarse_share` of the places; in what is left, the coarsest pages that cover the
-        rest, newest first. Where places are left still they make it finer: wanted ones first, then
-        where a page is wide for its distance.
+        Pages of LOD 1 where they all fit: `wanted` ones, by number, then the newest. Else the
+        coarsest pages that cover everything, made finer as places allow: `wanted` ones first, which
+        have half of the places if need be, then where a page is wide for its distance. Where not
+        even the coarsest fit: pages of LOD 1, and in an eighth of the places the coarsest of what
+        they leave out, newest first.
 
         Cost: in proportion to `most`, and to the pages of LOD 1 that show nothing.
         """
@@ -90,18 +90,27 @@ class Tiling:
         if len(fine) <= most or not any(self.made[1:]):
             self.chosen = set(fine[:most])
             return
-        near = most - math.ceil(most * self.coarse_share)
-        named_left = (page for page in fine[near:] if page in named)
-        order = chain(fine[:near], self._coarsest(), named_left, self._nearest_first())
-        for page in order:
+        named_fine = [page for page in fine if page in named]
+        self.chosen = set(named_fine[: most // 2])
+        room = most - len(self.chosen)
+        base = list(islice(self._coarsest(), room + 1))
+        if len(base) > room:
+            self.chosen = set(fine[: most - math.ceil(most * COARSE_SHARE)])
+        for page in chain(base, named_fine, self._nearest_first()):
             if not self._refine(page, most):
                 break
 
     def is_open(self, page: GistPage) -> bool:
         """Whether a token that `page` covers is shown by neither the focus nor a finer page."""
-        if page.lod == 1:
-            return self.shows(page.number)
-        return any(c not in self.chosen and self.is_open(c) for c in page.children)
+        lod, number = page
+        if lod == 1:
+            return self.shows(number)
+        first = number * FAN_OUT[lod - 1]
+        for n in range(first, first + FAN_OUT[lod - 1]):
+            child = GistPage(lod - 1, n)
+            if child not in self.chosen and self.is_open(child):
+                return True
+        return False
 
     def _offers(self, page: GistPage) -> bool:
         made = page.number < self.made[page.lod - 1]

@@ -11,7 +11,7 @@ from megacontext.paged.stream import FocusLimits, Stream
 from megacontext.paged.tiling import FAN_OUT, LODS, GistPage, Tiling
 from megacontext_ext.errors import InvalidArgument
 
-BUDGET = FocusLimits(budget_places=512, recent_tokens=128, gist_coarse_share=1.0)
+BUDGET = FocusLimits(budget_places=512, recent_tokens=128)
 
 
 def stream_of(blocks: int, rows: int = 1, **given) -> Stream:
@@ -37,7 +37,7 @@ def drawn(seed: int) -> tuple[Stream, FocusLimits]:
         stream.lost_gists = {GistPage(lod, r.randint(0, 40)) for lod in LODS for _ in range(3)}
     least = r.choice([None, 0, 4, 16])
     limits = FocusLimits(r.choice([128, 256, 1024, 4096]), gist_pages_min=least,
-                         gist_coarse_share=r.choice([0.0, 0.125, 0.5, 1.0]))  # fmt: skip
+                         gist_lod_max=r.choice([1, 2, 3, 3]))  # fmt: skip
     return stream, limits
 
 
@@ -55,6 +55,7 @@ def test_any_choice_keeps_the_budget_and_every_page_shows_something(seed):
     assert len(set(gists)) == len(gists)
     assert gists == sorted(gists)
     assert not stream.lost_gists.intersection(gists)
+    assert all(page.lod <= limits.gist_lod_max for page in gists)
     made = (stream.gist_page_count, *stream.coarse_pages)
     assert all(page.number < made[page.lod - 1] for page in gists)
     hidden = set(blocks) | stream.excluded
@@ -66,7 +67,7 @@ def test_any_choice_keeps_the_budget_and_every_page_shows_something(seed):
 def test_where_lod_1_fits_nothing_else_is_read(seed):
     stream, limits = drawn(seed)
     blocks, gists = stream.focus(limits, 1)
-    alone_blocks, alone = stream.focus(replace(limits, gist_coarse_share=0.0), 1)
+    alone_blocks, alone = stream.focus(replace(limits, gist_lod_max=1), 1)
     hidden = set(alone_blocks) | stream.excluded
     every = [
         page
@@ -101,13 +102,21 @@ def test_a_wanted_block_without_room_is_shown_finely_wherever_it_is():
     _, gists = stream.focus(replace(BUDGET, gist_pages_min=8), 1)
     assert GistPage(1, 2030 // 32) in gists
     assert shown_by(stream, gists, 1500) is not None
-    # A share of the places for coarse pages, the others for what is wanted and the newest.
+    # Wanted pages have half of the places.
     stream.wanted = list(range(0, 4096, 32))
-    for share, coarse in ((0.0, 0), (0.125, 1), (0.5, 2), (1.0, 4)):
-        limits = replace(BUDGET, gist_pages_min=4, gist_coarse_share=share)
-        _, gists = stream.focus(limits, 1)
-        assert len(gists) == 4
-        assert sum(page.lod > 1 for page in gists) == coarse
+    _, gists = stream.focus(replace(BUDGET, gist_pages_min=9), 1)
+    assert [page.lod for page in gists] == [1] * 5 + [3] * 4
+
+
+def test_where_the_coarsest_do_not_fit_the_newest_are_fine_and_an_eighth_is_coarse():
+    stream = stream_of(32768 + 7 * 128 + 3 * 32)  # 32 pages of LOD 3, then 7 of LOD 2, 3 of LOD 1
+    _, gists = stream.focus(replace(BUDGET, budget_places=1024), 1)
+    coarse = [page for page in gists if page.lod > 1]
+    assert len(gists) == 26
+    assert coarse == [GistPage(2, 256), GistPage(2, 257), GistPage(2, 258), GistPage(3, 31)]
+    _, whole = stream.focus(replace(BUDGET, budget_places=2048), 1)
+    assert len(whole) > 42
+    assert shown_by(stream, whole, 40) == GistPage(3, 0)
 
 
 def test_in_place_of_a_lost_page_stand_those_it_was_made_of():
@@ -132,6 +141,6 @@ def test_no_places_no_pages():
     assert tiling.chosen == set()
 
 
-def test_a_share_out_of_range_is_refused():
-    with pytest.raises(InvalidArgument, match=r"gist_coarse_share must be in \[0, 1\], got 1.5"):
-        FocusLimits(gist_coarse_share=1.5)
+def test_a_lod_that_there_is_none_of_is_refused():
+    with pytest.raises(InvalidArgument, match="gist_lod_max must be 1 to 3, got 4"):
+        FocusLimits(gist_lod_max=4)
