@@ -33,7 +33,7 @@ from megacontext.models.kv_cache import CACHE_ARGUMENT
 from megacontext.models.tokenizer import TextTokenizer
 from megacontext.paged import PagedConfig, attach
 from megacontext.paged.memory import PagedMemory
-from megacontext.paged.stream import FocusLimits
+from megacontext.paged.stream import FocusLimits, Stream
 from megacontext.paged.tiling import GistPage
 
 TESTS = ["tests/python/paged/test_gists.py"]
@@ -76,11 +76,19 @@ def through(memory: PagedMemory, model: torch.nn.Module, ids: Tensor, history: i
         memory.cache.begin_call()
         logits = model(ids[None, start:end], **{CACHE_ARGUMENT: memory.cache}).logits[0]
         total += sum_nll(logits, ids[start + 1 : end + 1])
-    stream.token_count, stream.tokens = history, stream.tokens[:history]
-    stream.gisted_blocks = min(stream.gisted_blocks, history // 32)
-    first = GistPage(1, stream.gist_page_count)
-    stream.coarse_pages = [first.parent.number, first.parent.parent.number]
+    rewind(stream, history)
     return total / (len(ids) - 1 - history)
+
+
+def rewind(stream: Stream, end: int) -> None:
+    """Takes a stream back to `end` tokens, and to the gist pages of those."""
+    stream.token_count, stream.tokens = end, stream.tokens[:end]
+    stream.stored_blocks = min(stream.stored_blocks, end // 32)
+    stream.gisted_blocks = min(stream.gisted_blocks, end // 32)
+    size = 32 // stream.gist_rows
+    parent = GistPage(1, stream.gisted_blocks // size).parent
+    made = stream.coarse_pages
+    stream.coarse_pages = [min(made[0], parent.number), min(made[1], parent.parent.number)]
 
 
 def gists_for(model_name: str, wanted: str = "") -> dict[str, tuple[str, int, list[str]]]:

@@ -305,12 +305,14 @@ class PageStore:
         return torch.cat(tuple(owners), -1), torch.cat(tuple(use), -1)
 
     def fill_use(self, number: int, unknown: float) -> None:
-        """Writes the use of rows of LOD 1 that a version kept without, as `unknown`."""
-        kind, partition = self.gists[1], self.partition(number)
-        assert kind.use is not None
-        for first in range(kind.use.count(partition), kind.count(partition), kind.parts):
-            self.write_side(kind.use, number, first, torch.full((kind.parts, *kind.use.codec.shape),
-                                                                unknown))  # fmt: skip
+        """Writes the use of rows that a version kept without, as `unknown`."""
+        partition = self.partition(number)
+        for kind in self.gists.values():
+            if kind.use is None:
+                continue
+            page = torch.full((kind.parts, *kind.use.codec.shape), unknown)
+            for first in range(kind.use.count(partition), kind.count(partition), kind.parts):
+                self.write_side(kind.use, number, first, page)
 
     def write_queries(self, number: int, ring: int, asked: Tensor, end: int) -> None:
         """Queries [layers, T, Hq, E] of a block whose tokens so far end at `end`; the next commit
