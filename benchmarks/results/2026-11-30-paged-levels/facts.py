@@ -39,7 +39,7 @@ def measure(base, text: Text) -> dict[str, float]:
                 return ask
 
             for places in BUDGETS:
-                for lod in (0, 1, 3):  # 0: no gist pages
+                for lod in (0, 1, 3) if rows == 4 else (1,):  # 0: no gist pages
                     limits = FocusLimits(budget_places=places, gist_lod_max=max(1, lod))
                     limits = limits if lod else replace(limits, gist_pages_max=0)
                     memory.config = replace(config, limits=limits)

@@ -146,20 +146,23 @@ class KeptWriter:
         heads = layout.layers * layout.kv_heads
         width = page.children[0].width * self.size * K
         there = [(n, c) for n, c in enumerate(page.children) if c not in stream.lost_gists]
+        uses = comparable_uses([stream.kept[child].use for _, child in there])
         use = torch.full((heads, len(page.children) * width), ABSENT)
         slot = torch.zeros(use.shape, dtype=torch.long)
-        lines = []
-        for at, child in there:
+        lines, rows = [], 0
+        for (at, child), theirs in zip(there, uses, strict=True):
             kept = stream.kept[child]
             (content,) = pool.read_pages([stream.gist_pages[child]])
             lines.append(content.transpose(0, 1).flatten(1, 3)[:, : len(kept.owner)])
             where = kept.owner, kept.token + at * width
-            use[where] = comparable_use(kept)
-            first = sum(line.shape[1] for line in lines[:-1])
-            slot[where] = torch.arange(first, first + len(kept.owner))
+            use[where] = theirs
+            slot[where] = torch.arange(rows, rows + len(kept.owner))
+            rows += len(kept.owner)
         chosen = choose_rows(use.view(layout.layers, layout.kv_heads, -1), heads * K)
         real = chosen.use > ABSENT  # a head may have fewer rows than its least share
         chosen = KeptRows(*(part[real] for part in chosen))
+        if all(is_unknown(stream.kept[child].use) for _, child in there):
+            chosen = chosen._replace(use=torch.full_like(chosen.use, ABSENT))
         line = pool.keys[0].new_zeros(2, heads * K, layout.head_width)
         if lines:
             picked = slot[chosen.owner, chosen.token].to(line.device)
@@ -198,14 +201,23 @@ class KeptWriter:
         return rows[pages].transpose(0, 1).flatten(1, 2)
 
 
-def comparable_use(kept: KeptRows) -> Tensor:
-    """[M] the use of a page's rows as shares of the page, so that pages whose queries asked more or
-    less of them are equals. Of rows of an earlier version, which kept no use, any number are spread
-    evenly: the norms of their values, a part of their use, choose worse (LOG, 2026-11-30)."""
-    use = kept.use
-    if bool((use == ABSENT).any()):
-        use = (torch.arange(len(use)).double() * GOLDEN % 1.0).float()
-    return use / use.sum().clamp_min(torch.finfo(use.dtype).tiny)
+def is_unknown(use: Tensor) -> bool:
+    """Whether rows were kept by a version that did not keep their use."""
+    return bool((use == ABSENT).any())
+
+
+def comparable_uses(uses: list[Tensor]) -> list[Tensor]:
+    """The uses [M] of several pages' rows, to choose among all of them. They are as they were
+    measured: a page whose queries asked less of it gets less. A page of unknown use has as much as
+    the others have on average, in a way that spreads any number of its rows evenly."""
+    totals = [float(use.sum()) for use in uses if not is_unknown(use)]
+    mean = sum(totals) / len(totals) if totals else 1.0
+    return [_spread(len(use), mean) if is_unknown(use) else use for use in uses]
+
+
+def _spread(count: int, total: float) -> Tensor:
+    use = (torch.arange(count).double() * GOLDEN % 1.0).float()
+    return use * (total / float(use.sum().clamp_min(1.0)))
 
 
 def compact(kept: KeptRows) -> KeptRows:

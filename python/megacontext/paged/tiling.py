@@ -16,9 +16,9 @@ from typing import NamedTuple
 # Pages of the LOD below that a page of each LOD covers, LOD 1 first (which covers blocks).
 FAN_OUT = (1, 4, 8)
 LODS = range(1, len(FAN_OUT) + 1)
-# Places for coarse pages where not all of the history can be shown. More of them cost what is near:
-# 0.06 nats a token at most of the places, nothing at an eighth (LOG, 2026-11-30).
-COARSE_SHARE = 1 / 8
+# Places for coarse pages where not all of the history can be shown. They cost what is near a little
+# and find what is far (benchmarks/results/2026-11-30-paged-levels).
+COARSE_SHARE = 1 / 2
 
 
 class GistPage(NamedTuple):
@@ -78,8 +78,8 @@ class Tiling:
         Pages of LOD 1 where they all fit: `wanted` ones, by number, then the newest. Else the
         coarsest pages that cover everything, made finer as places allow: `wanted` ones first, which
         have half of the places if need be, then where a page is wide for its distance. Where not
-        even the coarsest fit: pages of LOD 1, and in an eighth of the places the coarsest of what
-        they leave out, newest first.
+        even the coarsest fit: pages of LOD 1 in half of the places, and in the others the coarsest
+        of what they leave out, newest first.
 
         Cost: in proportion to `most`, and to the pages of LOD 1 that show nothing.
         """

@@ -11,7 +11,7 @@ from megacontext.gists.selection import KeptRows
 from megacontext.models.kv_cache import CACHE_ARGUMENT
 from megacontext.paged import attach, tiling
 from megacontext.paged.gist_pages import GistPages
-from megacontext.paged.kept import ABSENT, comparable_use
+from megacontext.paged.kept import ABSENT, comparable_uses, is_unknown
 from megacontext.paged.memory import PagedMemory
 from megacontext.paged.page_store import PageStore
 from megacontext.paged.tiling import GistPage
@@ -54,9 +54,8 @@ def test_a_page_has_the_rows_below_it_of_which_most_is_expected():
         below = {}
         for at, child in enumerate(page.children):
             theirs, line = content_of(memory, child)
-            shares = theirs.use / theirs.use.sum()
             for n, (owner, token) in enumerate(zip(*theirs[:2], strict=True)):
-                below[int(owner), int(token) + 256 * at] = (float(shares[n]), line[:, n])
+                below[int(owner), int(token) + 256 * at] = (float(theirs.use[n]), line[:, n])
     assert len(kept.owner) == LAYERS * KV_HEADS * 32
     code = kept.owner * 1024 + kept.token
     assert (code.diff() > 0).all()
@@ -179,11 +178,11 @@ def test_a_stream_of_an_earlier_version_goes_on_and_gets_its_coarse_pages(tmp_pa
     found = []
     for _ in range(2):
         with attach(model, config, store=tmp_path / "kv") as memory:
-            memory._ids = None
             found.append(after(model, memory))
             memory.forget(3)
             stream = memory.streams[0]
             assert stream.coarse_pages == [2, 0]
+            assert is_unknown(stream.kept[GistPage(2, 0)].use)
             assert GistPage(2, 0) in stream.focus(NARROW, 1)[1]
             memory.commit = lambda: None
     assert torch.equal(*found)
@@ -193,16 +192,17 @@ def test_a_stream_of_an_earlier_version_goes_on_and_gets_its_coarse_pages(tmp_pa
         assert memory.streams[0].coarse_pages == [3, 0]
 
 
-def test_use_is_a_share_of_its_page_and_rows_without_it_are_spread_evenly():
-    whose = torch.arange(3)
-    used = comparable_use(KeptRows(whose, whose, torch.tensor([6.0, 1.0, 3.0])))
-    torch.testing.assert_close(used, torch.tensor([0.6, 0.1, 0.3]))
-    whose = torch.arange(1000)
-    old = comparable_use(KeptRows(whose, whose, torch.full((1000,), ABSENT)))
-    assert float(old.sum()) == pytest.approx(1.0)
-    for count in (10, 100, 500):
-        gaps = old.topk(count).indices.sort().values.diff()
-        assert gaps.max() <= 3 * 1000 / count
+def test_rows_of_unknown_use_count_as_the_others_and_are_spread_evenly():
+    known, more = torch.tensor([6.0, 1.0, 3.0]), torch.tensor([10.0, 20.0])
+    found = comparable_uses([known, torch.full((1000,), ABSENT), more])
+    assert torch.equal(found[0], known)
+    assert torch.equal(found[2], more)
+    assert float(found[1].sum()) == pytest.approx(20.0, rel=1e-4)
+    (alone,) = comparable_uses([torch.full((1000,), ABSENT)])
+    for use in (found[1], alone):
+        for count in (10, 100, 500):
+            gaps = use.topk(count).indices.sort().values.diff()
+            assert gaps.max() <= 3 * 1000 / count
 
 
 @pytest.mark.parametrize("policy", ["raise", "skip"])

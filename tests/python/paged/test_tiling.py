@@ -108,12 +108,13 @@ def test_a_wanted_block_without_room_is_shown_finely_wherever_it_is():
     assert [page.lod for page in gists] == [1] * 5 + [3] * 4
 
 
-def test_where_the_coarsest_do_not_fit_the_newest_are_fine_and_an_eighth_is_coarse():
+def test_where_the_coarsest_do_not_fit_half_of_the_places_is_fine_and_half_coarse():
     stream = stream_of(32768 + 7 * 128 + 3 * 32)  # 32 pages of LOD 3, then 7 of LOD 2, 3 of LOD 1
     _, gists = stream.focus(replace(BUDGET, budget_places=1024), 1)
     coarse = [page for page in gists if page.lod > 1]
     assert len(gists) == 26
-    assert coarse == [GistPage(2, 256), GistPage(2, 257), GistPage(2, 258), GistPage(3, 31)]
+    assert coarse == [*(GistPage(2, n) for n in range(256, 261)),
+                      *(GistPage(3, n) for n in range(24, 32))]  # fmt: skip
     _, whole = stream.focus(replace(BUDGET, budget_places=2048), 1)
     assert len(whole) > 42
     assert shown_by(stream, whole, 40) == GistPage(3, 0)
