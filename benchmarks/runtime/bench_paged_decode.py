@@ -181,7 +181,18 @@ def prepare(
     stores = {length: folder / f"{length}.kv" for length in lengths}
     for length, path in stores.items():
         repeat_store(folder / "read.kv", path, length)
+        with attach(model, config, store=path) as memory:
+            settle(memory)
     return stores
+
+
+def settle(memory: PagedMemory) -> None:
+    """Makes the gist pages of higher LODs, which a repeated store has none of; a commit makes a
+    few."""
+    made: list[int] = []
+    while made != memory.streams[0].coarse_pages:
+        made = list(memory.streams[0].coarse_pages)
+        memory.commit()
 
 
 def own_text(tokenizer: Any, width: int) -> Tensor:

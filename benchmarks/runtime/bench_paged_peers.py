@@ -33,6 +33,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from benchmarks.harness import Bench, Case
+from benchmarks.runtime.bench_paged_quality import rewind
 from megacontext.demo.corpus import load_corpus
 from megacontext.eval.statistics import bootstrap_interval
 from megacontext.models import FrozenBase, load
@@ -273,9 +274,7 @@ class Rewound:
 
     def fresh(self, question: str) -> Ask:
         memory, stream = self._memory, self._memory.streams[0]
-        stream.token_count, stream.tokens = self._end, stream.tokens[: self._end]
-        stream.stored_blocks = min(stream.stored_blocks, self._end // 32)
-        stream.gisted_blocks = min(stream.gisted_blocks, self._end // 32)
+        rewind(stream, self._end)
         if memory._chooser is not None and 0 in memory._chooser._keys:
             kept = memory._chooser._keys[0]
             kept.block_count = min(kept.block_count, self._end // 32)

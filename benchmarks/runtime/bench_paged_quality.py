@@ -2,12 +2,14 @@
 
 Contestants, all with `places` places a step of 32 tokens: the newest tokens read again as a window
 of their own (truncation), a paged memory with its first block and the newest blocks, the same with
-gist pages (learned; kept rows, one a block and four); and the full context as the bound. The
-history is read once with everything in view, so that the paged contestants differ only in what they
-show.
+gist pages (learned; kept rows, one a block and four, with coarse pages and without); and the full
+context as the bound, where the base was trained for as much. The history is read once with
+everything in view, or half of the trained range where there is more of it, so that the paged
+contestants differ only in what they show.
 
     python -m benchmarks.runtime.bench_paged_quality --shard test.u16.xz --texts 12 --out FILE
-    ... --model gemma3      the same texts in its own tokens; it has no learned gists
+    ... --model gemma3                    the same texts in its own tokens; no learned gists
+    ... --places 256,512 --gists "kept rows, 4 a block" --history 7680
 """
 
 from __future__ import annotations
@@ -31,15 +33,18 @@ from megacontext.models.kv_cache import CACHE_ARGUMENT
 from megacontext.models.tokenizer import TextTokenizer
 from megacontext.paged import PagedConfig, attach
 from megacontext.paged.memory import PagedMemory
-from megacontext.paged.stream import FocusLimits
+from megacontext.paged.stream import FocusLimits, Stream
+from megacontext.paged.tiling import GistPage
 
 TESTS = ["tests/python/paged/test_gists.py"]
 STEP = 32
 ROOT = Path(__file__).resolve().parents[2]
-GISTS = {
-    "learned gists": ("learned", 1),
-    "kept rows": ("kept", 1),
-    "kept rows, 4 a block": ("kept", 4),
+LOD_1 = ", LOD 1"
+LODS = {"": FocusLimits.gist_lod_max, LOD_1: 1}  # the coarsest page that is shown
+GISTS = {  # kind, rows a block, and how they are shown
+    "learned gists": ("learned", 1, [""]),
+    "kept rows": ("kept", 1, list(LODS)),
+    "kept rows, 4 a block": ("kept", 4, list(LODS)),
 }
 OURS = "kept rows"
 TRUNCATED, BOUND, PLAIN = "truncation", "full context", "paged, first and newest"
@@ -71,43 +76,68 @@ def through(memory: PagedMemory, model: torch.nn.Module, ids: Tensor, history: i
         memory.cache.begin_call()
         logits = model(ids[None, start:end], **{CACHE_ARGUMENT: memory.cache}).logits[0]
         total += sum_nll(logits, ids[start + 1 : end + 1])
-    stream.token_count, stream.tokens = history, stream.tokens[:history]
-    stream.gisted_blocks = min(stream.gisted_blocks, history // 32)
+    rewind(stream, history)
     return total / (len(ids) - 1 - history)
 
 
-def gists_for(model_name: str) -> dict[str, tuple[str, int]]:
-    return {n: g for n, g in GISTS.items() if g[0] == "kept" or model_name == LEARNED_FOR}
+def rewind(stream: Stream, end: int) -> None:
+    """Takes a stream back to `end` tokens, and to the gist pages of those."""
+    stream.token_count, stream.tokens = end, stream.tokens[:end]
+    stream.stored_blocks = min(stream.stored_blocks, end // 32)
+    stream.gisted_blocks = min(stream.gisted_blocks, end // 32)
+    size = 32 // stream.gist_rows
+    parent = GistPage(1, stream.gisted_blocks // size).parent
+    made = stream.coarse_pages
+    stream.coarse_pages = [min(made[0], parent.number), min(made[1], parent.parent.number)]
+
+
+def gists_for(model_name: str, wanted: str = "") -> dict[str, tuple[str, int, list[str]]]:
+    """The kinds of gists that a base has; `wanted` names one of them."""
+    there = {n: g for n, g in GISTS.items() if g[0] == "kept" or model_name == LEARNED_FOR}
+    return {wanted: there[wanted]} if wanted else there
+
+
+def gist_names(gists: dict[str, tuple[str, int, list[str]]]) -> list[str]:
+    return [name + how for name, (_, _, shown) in gists.items() for how in shown]
 
 
 def measure(
-    model: torch.nn.Module, ids: Tensor, history: int, places: int, name: str = LEARNED_FOR
-) -> dict[str, float]:
-    """NLL by contestant for one text [T]; the first `history` tokens are not scored."""
-    gists = gists_for(name)
-    wide = FocusLimits(budget_places=2 * len(ids), recent_tokens=2 * len(ids))
-    narrow = FocusLimits(budget_places=places)
-    found = {TRUNCATED: truncated(model, ids, history, places)}
-    without = replace(narrow, gist_pages_max=0)
-    for name, (kind, rows) in gists.items():
+    model: torch.nn.Module,
+    ids: Tensor,
+    history: int,
+    budgets: list[int],
+    gists: dict[str, tuple[str, int, list[str]]],
+) -> dict[int, dict[str, float]]:
+    """NLL by places and contestant for one text [T]; the first `history` tokens are not scored."""
+    trained: int = model.config.max_position_embeddings  # type: ignore[union-attr, assignment]
+    whole = len(ids) <= trained
+    read_places = 2 * len(ids) if whole else trained // 2
+    wide = FocusLimits(budget_places=read_places, recent_tokens=read_places)
+    found = {n: {TRUNCATED: truncated(model, ids, history, n)} for n in budgets}
+    bound = None
+    for number, (label, (kind, rows, shown)) in enumerate(gists.items()):
         settings = PagedConfig(
             limits=wide,
             read_tokens=1024,
             gists=kind,  # type: ignore[arg-type]
             gist_rows=rows,  # type: ignore[arg-type]
         )
-        asked = (
-            [(name, narrow)]
-            if BOUND in found
-            else [(PLAIN, without), (BOUND, wide), (name, narrow)]
-        )
         with attach(model, settings) as memory:
             memory.read(ids[:history])
-            assert memory.streams[0].gist_pages, f"{name}: no gist page was made"
-            for shown, limits in asked:
-                memory.config = replace(settings, limits=limits)
-                found[shown] = through(memory, model, ids, history)
-    return {name: found[name] for name in (TRUNCATED, PLAIN, *gists, BOUND)}
+            assert memory.streams[0].gist_pages, f"{label}: no gist page was made"
+            if whole and bound is None:
+                bound = through(memory, model, ids, history)
+            for places in budgets:
+                narrow = FocusLimits(budget_places=places)
+                asked = {PLAIN: replace(narrow, gist_pages_max=0)} if number == 0 else {}
+                asked |= {label + how: replace(narrow, gist_lod_max=LODS[how]) for how in shown}
+                for contestant, limits in asked.items():
+                    memory.config = replace(settings, limits=limits)
+                    found[places][contestant] = through(memory, model, ids, history)
+    if bound is not None:
+        for each in found.values():
+            each[BOUND] = bound
+    return found
 
 
 def texts_in_turns(shard: Path, tokens: int, count: int) -> list[HeldOutSpan]:
@@ -130,7 +160,7 @@ def run(bench: Bench) -> None:
     history, places = (1056, 256) if bench.smoke else (4096, 512)
     ids = own_text(base.tokenizer, history + (32 if bench.smoke else 256) + 1)
     began = time.perf_counter()
-    found = measure(base.model, ids, history, places)
+    found = measure(base.model, ids, history, [places], GISTS)[places]
     case = Case("one text", {"history": history, "places": places})
     bench.record(case, "megacontext", [time.perf_counter() - began])
     for name, value in found.items():
@@ -147,22 +177,24 @@ def in_own_tokens(
     return torch.from_numpy(ids[:width].astype(np.int64))
 
 
-def summary(rows: list[dict[str, float]], model_name: str) -> dict[str, object]:
-    """Means with intervals over texts, the paired gain of each kind of gists over the first and
-    newest and over truncation (nats, above 0 is better), and its share of what the full context
-    gains over the first and newest."""
-    gists = gists_for(model_name)
-    columns = {name: [row[name] for row in rows] for name in (TRUNCATED, PLAIN, *gists, BOUND)}
+def summary(rows: list[dict[str, float]], gists: list[str]) -> dict[str, object]:
+    """Means with intervals over texts; the paired gain of each kind of gists over the first and
+    newest, over truncation and, of several LODs, over LOD 1 (nats, above 0 is better); and its
+    share of what the full context gains over the first and newest."""
+    columns = {name: [row[name] for row in rows]
+               for name in (TRUNCATED, PLAIN, *gists, BOUND) if name in rows[0]}  # fmt: skip
     gains = {
         f"{name} over {other}": paired_comparison(columns[other], columns[name])
         for name in gists
-        for other in (TRUNCATED, PLAIN)
+        for other in (TRUNCATED, PLAIN, name + LOD_1)
+        if other in columns
     }
-    gap = np.mean(columns[PLAIN]) - np.mean(columns[BOUND])
+    shares = {}
+    if BOUND in columns:
+        gap = np.mean(columns[PLAIN]) - np.mean(columns[BOUND])
+        shares = {n: float((np.mean(columns[PLAIN]) - np.mean(columns[n])) / gap) for n in gists}
     return {
-        "share of the gap": {
-            name: float((np.mean(columns[PLAIN]) - np.mean(columns[name])) / gap) for name in gists
-        },
+        "share of the gap": shares,
         "nll": {name: str(bootstrap_interval(column)) for name, column in columns.items()},
         "gain of gists": {
             name: f"{gain.difference} p={gain.p_value:.4f} wins {gain.wins}/{len(rows)}"
@@ -178,35 +210,44 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=12)
     parser.add_argument("--history", type=int, default=4096)
     parser.add_argument("--scored", type=int, default=256)
-    parser.add_argument("--places", type=int, default=512)
+    parser.add_argument("--places", default="512", help="one or several, with commas")
+    parser.add_argument("--gists", default="", choices=("", *GISTS), help="one kind only")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--minutes", type=float, default=60.0, help="stop after the text then read")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     base = load(options.model, dtype=options.dtype)
     spoken = (base if options.model == LEARNED_FOR else load(LEARNED_FOR)).tokenizer
-    began, rows = time.monotonic(), []
+    began = time.monotonic()
+    budgets = [int(n) for n in options.places.split(",")]
+    gists = gists_for(options.model, options.gists)
+    texts: dict[int, list[dict[str, float]]] = {n: [] for n in budgets}
     width = options.history + options.scored + 1
     # Another base may need fewer tokens for the same text.
     spare = 0 if spoken.hash == base.tokenizer.hash else width // 2
     for span in texts_in_turns(options.shard, width + spare, options.texts):
         ids = in_own_tokens(span, spoken, base.tokenizer, width)
-        found = measure(base.model, ids, options.history, options.places, options.model)
-        rows.append({"source": span.source, "domain": span.domain, "title": span.title, **found})
-        shown = "  ".join(f"{value:.4f}" for value in found.values())
-        print(f"{time.monotonic() - began:5.0f} s  {span.source:20} {shown}", flush=True)
+        about = {"source": span.source, "domain": span.domain, "title": span.title}
+        for places, found in measure(base.model, ids, options.history, budgets, gists).items():
+            texts[places].append({**about, **found})
+            shown = "  ".join(f"{value:.4f}" for value in found.values())
+            print(
+                f"{time.monotonic() - began:5.0f} s  {span.source:20} {places} {shown}", flush=True
+            )
         result = {
             "model": options.model,
             "history": options.history,
             "scored": options.scored,
-            "places": options.places,
-            "texts": rows,
-            "summary": summary(rows, options.model) if len(rows) > 1 else {},
+            "by_places": {
+                places: {"texts": rows, "summary": summary(rows, gist_names(gists))}
+                for places, rows in texts.items()
+                if len(rows) > 1
+            },
         }
         options.out.write_text(json.dumps(result, indent=1) + "\n")
         if time.monotonic() - began > 60 * options.minutes:
             break
-    print(json.dumps(result["summary"], indent=1))
+    print(json.dumps({n: r["summary"] for n, r in result["by_places"].items()}, indent=1))
 
 
 if __name__ == "__main__":

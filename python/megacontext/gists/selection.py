@@ -22,10 +22,12 @@ QUERIES_AT_ONCE = 16  # whose scores stay in the cache of a core (measured: 8 an
 
 
 class KeptRows(NamedTuple):
-    """Rows in order of owner, then token. owner: [M] layer * Hkv + KV head; token: [M] offset."""
+    """Rows in order of owner, then token. owner: [M] layer * Hkv + KV head; token: [M] offset;
+    use: [M] what is expected of each, to choose among them again."""
 
     owner: Tensor
     token: Tensor
+    use: Tensor
 
 
 def expected_use(
@@ -86,4 +88,5 @@ def choose_rows(use: Tensor, total: int) -> KeptRows:
     chosen = rank.flatten().topk(min(total, int(speaking.sum()) * most)).indices.sort().values
     owner, token = chosen // most, best.indices.flatten()[chosen]
     order = torch.argsort(owner * flat.shape[-1] + token)
-    return KeptRows(owner[order], token[order])
+    owner, token = owner[order], token[order]
+    return KeptRows(owner, token, flat[owner, token])

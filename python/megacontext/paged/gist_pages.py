@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +13,7 @@ from megacontext.config import K
 from megacontext.gists.adapter import GistAdapter
 from megacontext.paged.config import PagedConfig
 from megacontext.paged.gists import gist_writer
-from megacontext.paged.kept import KeptWriter, decode_owners, encode_owners
+from megacontext.paged.kept import ABSENT, KeptWriter, encode_kept
 from megacontext.paged.kept_view import KeptView
 from megacontext.paged.page_store import PageLayout, PageStore
 from megacontext.paged.pool import PagePool
@@ -21,12 +21,15 @@ from megacontext.paged.residents import LostPages, PageKey, Residents, log
 from megacontext.paged.rotary import LayerRotary
 from megacontext.paged.step import Focus, Step
 from megacontext.paged.stream import Stream
+from megacontext.paged.tiling import LODS, GistPage
 from megacontext_ext.ops.focused_attention import (
     AttentionRules,
     focused_attention,
 )
 
 MOST_PAGES_BEHIND = 4
+# Coarse pages made in one step: more are due only over a stream of an earlier version.
+CONDENSED_AT_ONCE = 8
 
 
 class GistWriter(Protocol):
@@ -46,8 +49,8 @@ class GistWriter(Protocol):
     def reads(self, blocks: range) -> list[int]:
         """Blocks whose pages must be resident for it."""
 
-    def pages_for(self, blocks: range) -> range:
-        """Numbers of the gist pages that get the rows."""
+    def pages_for(self, blocks: range) -> list[GistPage]:
+        """The gist pages that get the rows."""
 
     def write(self, number: int, stream: Stream, pool: PagePool, blocks: range) -> Tensor:
         """Puts the rows into their resident pages; returns them, [N, L, 2, Hkv, R, E]."""
@@ -72,9 +75,12 @@ class GistPages:
         self._view: KeptView | None = None
         if self._kept is not None:
             self._view = KeptView(layout, rotary, self._kept.size, trained_tokens)
-        if store is not None:
-            asks = 0 if self._kept is None else len(self._kept.layers)
-            store.use_gists(writer.name, writer.rows, asks)
+        if store is None:
+            return
+        if self._kept is None:
+            store.use_gists(writer.name, writer.rows)
+        else:
+            store.use_kept(writer.name, writer.rows, len(self._kept.layers))
 
     @property
     def rows(self) -> int:
@@ -89,12 +95,12 @@ class GistPages:
         stream.gist_rows = self.rows
         limit = residents.pool.pages_max if self._store is not None else 0
         while len(blocks := self._writer.next_blocks(number, stream, limit)):
-            pages = [PageKey(number, "gists", page) for page in self._writer.pages_for(blocks)]
-            begun = [key for key in pages if key.number < stream.gist_page_count]
-            fresh = [key for key in pages if key.number >= stream.gist_page_count]
+            pages = self._writer.pages_for(blocks)
+            begun = [PageKey(number, p) for p in pages if p.number < stream.gist_page_count]
+            fresh = [PageKey(number, p) for p in pages if p.number >= stream.gist_page_count]
             if not residents.has_room(len(fresh) + own):
                 break
-            needed = [PageKey(number, "tokens", block) for block in self._writer.reads(blocks)]
+            needed = [PageKey(number, block) for block in self._writer.reads(blocks)]
             try:
                 residents.bring(needed + begun, fresh)
             except LostPages as lost:
@@ -102,8 +108,43 @@ class GistPages:
                 return False
             rows = self._writer.write(number, stream, residents.pool, blocks)
             stream.gisted_blocks = blocks.stop
-            self._keep(number, stream, blocks, rows)
+            if self._store is not None:
+                self._store.write_side(self._store.gists[1].rows, number, blocks.start, rows)
+                self._keep_whose(number, stream, pages[-1])
         return True
+
+    def condense(self, number: int, stream: Stream, residents: Residents, own: int) -> None:
+        """Makes the pages of LOD 2 and 3 whose children are there, a few in a step.
+
+        Raises:
+            LostPages: children that cannot be read; a page is made without those of `lost_gists`.
+        """
+        if self._kept is None:
+            return
+        for page in self._condensable(stream):
+            if not residents.has_room(1 + own):
+                break
+            children = [c for c in page.children if c not in stream.lost_gists]
+            residents.bring([PageKey(number, c) for c in children], [PageKey(number, page)])
+            content = self._kept.condense(stream, residents.pool, page)
+            stream.coarse_pages[page.lod - 2] += 1
+            if self._store is not None:
+                kind = self._store.gists[page.lod]
+                rows = in_parts(content, -2, kind.parts)
+                self._store.write_side(kind.rows, number, page.number * kind.parts, rows)
+                self._keep_whose(number, stream, page)
+
+    def _condensable(self, stream: Stream) -> Iterator[GistPage]:
+        """Pages that can be made now, finest first; `stream` is looked at again for each."""
+        left = CONDENSED_AT_ONCE
+        for lod in LODS[1:]:
+            while left:
+                page = GistPage(lod, stream.coarse_pages[lod - 2])
+                below = stream.gist_page_count if lod == 2 else stream.coarse_pages[lod - 3]
+                if page.children[-1].number >= below:
+                    break
+                yield page
+                left -= 1
 
     def hear(
         self, layer: int, queries: Tensor, streams: Sequence[Stream], counts: Sequence[int]
@@ -169,10 +210,8 @@ class GistPages:
         kept, store = self._kept, self._store
         if kept is None or store is None:
             return True
-        for page in range(stream.gist_page_count):
-            blocks = stream.gist_blocks(page)
-            owners = store.read_owners(number, blocks.start, blocks.stop)
-            stream.kept[page] = decode_owners(torch.cat(tuple(owners), -1))
+        store.fill_use(number, ABSENT)
+        stream.coarse_pages = store.coarse_pages(number)
         heard = kept.heard(number)
         heard.drop_before(stream.gisted_blocks * K)
         for block in range(stream.gisted_blocks, -(-stream.token_count // K)):
@@ -185,15 +224,21 @@ class GistPages:
                 heard.hear(layer, asked[at, : end - block * K], block * K)
         return True
 
-    def _keep(self, number: int, stream: Stream, blocks: range, rows: Tensor) -> None:
+    def _keep_whose(self, number: int, stream: Stream, page: GistPage) -> None:
         store = self._store
-        if store is None or store.gists is None:
+        if store is None or self._kept is None:
             return
-        store.write_side(store.gists, number, blocks.start, rows)
-        if self._kept is not None and store.owners is not None:
-            owners = encode_owners(stream.kept[blocks.start // len(blocks)], self._layout)
-            parts = owners.unflatten(-1, (len(blocks), self.rows)).movedim(-2, 0)
-            store.write_side(store.owners, number, blocks.start, parts)
+        kind = store.gists[page.lod]
+        first = page.number * kind.parts
+        whose = encode_kept(stream.kept[page], self._layout)
+        for held, side in zip((kind.owners, kind.use), whose, strict=True):
+            assert held is not None
+            store.write_side(held, number, first, in_parts(side, -1, kind.parts))
+
+
+def in_parts(page: Tensor, axis: int, parts: int) -> Tensor:
+    """[parts, ...]: a page cut evenly along one of its last axes."""
+    return page.unflatten(axis, (parts, -1)).movedim(axis - 1, 0)
 
 
 def gist_pages(

@@ -21,6 +21,7 @@ from megacontext.gists.layout import SINK_TOKENS, K, Node, plan_rows
 from megacontext.gists.rows import compute_rows
 from megacontext.paged.pool import PagePool
 from megacontext.paged.stream import Stream
+from megacontext.paged.tiling import GistPage
 
 LOOKBACK_BLOCKS = 8  # 256 tokens before a block: the most that training offered besides "all"
 BATCH_BLOCKS = 32  # blocks whose rows are computed in one pass
@@ -61,10 +62,11 @@ class LearnedWriter:
         low = max(0, blocks.start - LOOKBACK_BLOCKS)
         return [*([0] if low else []), *range(low, blocks.stop)]
 
-    def pages_for(self, blocks: range) -> range:
-        """Numbers of the gist pages that hold the rows of `blocks`."""
+    def pages_for(self, blocks: range) -> list[GistPage]:
+        """The gist pages that hold the rows of `blocks`."""
         size = K // self.rows
-        return range(blocks.start // size, -(-blocks.stop // size))
+        numbers = range(blocks.start // size, -(-blocks.stop // size))
+        return [GistPage(1, number) for number in numbers]
 
     @torch.inference_mode()
     def write(self, number: int, stream: Stream, pool: PagePool, blocks: range) -> torch.Tensor:
@@ -88,7 +90,7 @@ class LearnedWriter:
         known = self._known(stream, pool, tokens, positions)
         made = compute_rows(self.base, self.adapter, plan, ids[None].to(self.base.device), known)
         slots = torch.arange(start * self.rows, end * self.rows)
-        page = torch.tensor([stream.gist_pages[number] for number in (slots // K).tolist()])
+        page = torch.tensor([stream.gist_pages[GistPage(1, n)] for n in (slots // K).tolist()])
         rows = (page * K + slots % K).to(made.keys[0].device)
         for layer, (keys, values) in enumerate(zip(made.keys, made.values, strict=True)):
             pool.write(layer, rows, keys[0], values[0])

@@ -1,9 +1,11 @@
 """Gists without training: rows of blocks out of focus that later queries would look at.
 
-A gist page keeps 32 rows a layer and KV head on average, from 32 / `rows` blocks together. A row is
-the key and value of one token; each layer and head has its own tokens and its own share of the
-page (`gists.selection`). Its numbers lie in the page in one line, layer by layer as they come, and
-`KeptRows` says whose they are; `kept_view.py` gives every layer its rows.
+A gist page of LOD 1 keeps 32 rows a layer and KV head on average, from 32 / `rows` blocks together.
+A row is the key and value of one token; each layer and head has its own tokens and its own share
+of the page (`gists.selection`). Its numbers lie in the page in one line, layer by layer as they
+come, and `KeptRows` says whose they are; `kept_view.py` gives every layer its rows. A page of a
+higher LOD keeps as many of the rows of the pages below it (`tiling.py`), by the same measure: they
+are chosen from what is kept already, with no queries and no pass of the model.
 """
 
 from __future__ import annotations
@@ -20,9 +22,13 @@ from megacontext.paged.page_store import PageLayout
 from megacontext.paged.pool import PagePool
 from megacontext.paged.rotary import LayerRotary, rotated
 from megacontext.paged.stream import Stream
+from megacontext.paged.tiling import GistPage
 
 # Blocks before a page's own whose keys compete for attention with it, besides the first block.
 LOOKBACK_BLOCKS = 8
+# The use of a token that is not there to be chosen, and of a row of which none was kept.
+ABSENT = -1.0
+GOLDEN = 0.6180339887498949  # whose multiples, whole parts dropped, fill [0, 1) evenly
 
 
 class KeptWriter:
@@ -85,10 +91,9 @@ class KeptWriter:
         fits = not pages_max or self.pages_at_once <= pages_max
         return range(start, end if ready and fits else start)
 
-    def pages_for(self, blocks: range) -> range:
-        """Numbers of the gist pages that hold the rows of `blocks`."""
-        page = blocks.start // self.size
-        return range(page, page + 1)
+    def pages_for(self, blocks: range) -> list[GistPage]:
+        """The gist pages that hold the rows of `blocks`."""
+        return [GistPage(1, blocks.start // self.size)]
 
     def reads(self, blocks: range) -> list[int]:
         """Blocks whose pages the rows of `blocks` are computed from."""
@@ -122,11 +127,50 @@ class KeptWriter:
             page[1, part] = pool.values[layer][where]
             at += count
         content = page.view(2, layout.layers, heads, K, width).transpose(0, 1).contiguous()
-        gist = blocks.start // self.size
+        (gist,) = self.pages_for(blocks)
         pool.write_pages([stream.gist_pages[gist]], content[None])
-        stream.kept[gist] = chosen
+        stream.kept[gist] = compact(chosen)
         self.heard(number).drop_before(blocks.stop * K)
         return content.unflatten(3, (len(blocks), self.rows)).movedim(3, 0)
+
+    @torch.inference_mode()
+    def condense(self, stream: Stream, pool: PagePool, page: GistPage) -> Tensor:
+        """Makes `page` of its children, all resident; those that were lost are left out.
+
+        Returns:
+            The page, [L, 2, Hkv, 32, E].
+
+        Cost: reads its children, and a top-k over the tokens that it covers.
+        """
+        layout = self._layout
+        heads = layout.layers * layout.kv_heads
+        width = page.children[0].width * self.size * K
+        there = [(n, c) for n, c in enumerate(page.children) if c not in stream.lost_gists]
+        uses = comparable_uses([stream.kept[child].use for _, child in there])
+        use = torch.full((heads, len(page.children) * width), ABSENT)
+        slot = torch.zeros(use.shape, dtype=torch.long)
+        lines, rows = [], 0
+        for (at, child), theirs in zip(there, uses, strict=True):
+            kept = stream.kept[child]
+            (content,) = pool.read_pages([stream.gist_pages[child]])
+            lines.append(content.transpose(0, 1).flatten(1, 3)[:, : len(kept.owner)])
+            where = kept.owner, kept.token + at * width
+            use[where] = theirs
+            slot[where] = torch.arange(rows, rows + len(kept.owner))
+            rows += len(kept.owner)
+        chosen = choose_rows(use.view(layout.layers, layout.kv_heads, -1), heads * K)
+        real = chosen.use > ABSENT  # a head may have fewer rows than its least share
+        chosen = KeptRows(*(part[real] for part in chosen))
+        if all(is_unknown(stream.kept[child].use) for _, child in there):
+            chosen = chosen._replace(use=torch.full_like(chosen.use, ABSENT))
+        line = pool.keys[0].new_zeros(2, heads * K, layout.head_width)
+        if lines:
+            picked = slot[chosen.owner, chosen.token].to(line.device)
+            line[:, : len(picked)] = torch.cat(lines, 1)[:, picked]
+        made = line.view(2, layout.layers, layout.kv_heads, K, -1).transpose(0, 1).contiguous()
+        pool.write_pages([stream.gist_pages[page]], made[None])
+        stream.kept[page] = compact(chosen)
+        return made
 
     def _use(
         self, layer: int, number: int, stream: Stream, pool: PagePool, blocks: range
@@ -157,16 +201,42 @@ class KeptWriter:
         return rows[pages].transpose(0, 1).flatten(1, 2)
 
 
-def encode_owners(kept: KeptRows, layout: PageLayout) -> Tensor:
-    """[2, L, Hkv, 32] float32, exact for whole numbers; -1 where a page is not full."""
-    full = torch.full((2, layout.layers * layout.kv_heads * K), -1.0)
-    full[0, : len(kept.owner)] = kept.owner.float()
-    full[1, : len(kept.token)] = kept.token.float()
-    return full.view(2, layout.layers, layout.kv_heads, K)
+def is_unknown(use: Tensor) -> bool:
+    """Whether rows were kept by a version that did not keep their use."""
+    return bool((use == ABSENT).any())
 
 
-def decode_owners(full: Tensor) -> KeptRows:
-    """The reverse of `encode_owners`."""
-    owner, token = full.flatten(1).long()
+def comparable_uses(uses: list[Tensor]) -> list[Tensor]:
+    """The uses [M] of several pages' rows, to choose among all of them. They are as they were
+    measured: a page whose queries asked less of it gets less. A page of unknown use has as much as
+    the others have on average, in a way that spreads any number of its rows evenly."""
+    totals = [float(use.sum()) for use in uses if not is_unknown(use)]
+    mean = sum(totals) / len(totals) if totals else 1.0
+    return [_spread(len(use), mean) if is_unknown(use) else use for use in uses]
+
+
+def _spread(count: int, total: float) -> Tensor:
+    use = (torch.arange(count).double() * GOLDEN % 1.0).float()
+    return use * (total / float(use.sum().clamp_min(1.0)))
+
+
+def compact(kept: KeptRows) -> KeptRows:
+    """The same in 12 bytes a row: it is kept while the page is resident."""
+    return KeptRows(kept.owner.int(), kept.token.int(), kept.use)
+
+
+def encode_kept(kept: KeptRows, layout: PageLayout) -> tuple[Tensor, Tensor]:
+    """Owners and tokens [2, L, Hkv, 32] float32, exact for whole numbers, and use [L, Hkv, 32]; -1
+    where a page is not full."""
+    full = torch.full((3, layout.layers * layout.kv_heads * K), ABSENT)
+    for line, part in zip(full, kept, strict=True):
+        line[: len(part)] = part.float()
+    full = full.view(3, layout.layers, layout.kv_heads, K)
+    return full[:2], full[2]
+
+
+def decode_kept(owners: Tensor, use: Tensor) -> KeptRows:
+    """The reverse of `encode_kept`, compact."""
+    owner, token = owners.flatten(1)
     there = owner >= 0
-    return KeptRows(owner[there], token[there])
+    return KeptRows(owner[there].int(), token[there].int(), use.flatten()[there])

@@ -18,28 +18,32 @@ from megacontext.paged.pool import PagePool
 from megacontext.paged.rotary import LayerRotary, rotated
 from megacontext.paged.step import Focus, Step
 from megacontext.paged.stream import Stream
+from megacontext.paged.tiling import LODS, GistPage
 from megacontext_ext.ops.focused_attention import EntryTable, ReadPlan, Rope, make_read_plan
 
 
 class _Segment(NamedTuple):
-    """A layer's rows of one gist page: keys, values [Hkv, R, E], and each row's block [Hkv, R],
-    -1 where a head has fewer rows."""
+    """A layer's rows of one gist page, head by head: keys, values [M, E], rows of each head
+    [Hkv], and each row's block [M]."""
 
+    lod: int
     keys: Tensor
     values: Tensor
+    counts: Tensor
     block: Tensor
 
 
 class _Layer:
     """A layer's rows of all gist pages in focus, as pools of pages [P, Hkv, 32, E]."""
 
-    def __init__(self, streams: list[list[_Segment]]) -> None:
-        """streams: the segments of each stream of the batch."""
-        parts = [_padded(segments) for segments in streams]
+    def __init__(self, streams: list[list[_Segment]], like: Tensor) -> None:
+        """streams: the segments of each stream of the batch. like: a pool's keys."""
+        parts = [_line_up(segments, like) for segments in streams]
         self.keys, self.values = (
             _paged(torch.cat([part[at] for part in parts], 1)) for at in (0, 1)
         )
         blocks = [part[2] for part in parts]
+        self.lod = torch.cat([part[3] for part in parts], 1)
         self.lengths = [block.shape[1] // K for block in blocks]
         # Which stream, so that a block number names one block of the batch.
         self.block = torch.cat(blocks, 1)
@@ -53,8 +57,9 @@ class _Layer:
         self._plans: dict[tuple[int, ...], ReadPlan] = {}
 
     def hide(self, hidden: Tensor) -> None:
-        """hidden: [streams, blocks + 1] True for blocks whose rows nobody shall see; last: True."""
-        out = hidden[self.stream, self.block]
+        """hidden: [streams, LODs, blocks + 1] True for blocks whose rows of that LOD nobody shall
+        see; last: True."""
+        out = hidden[self.stream, self.lod - 1, self.block]
         bias = torch.zeros(out.shape).masked_fill_(out, float("-inf"))
         self.bias = bias.view(len(bias), -1, K).to(self.keys.device)
 
@@ -96,7 +101,7 @@ class KeptView:
         self._rotary = rotary
         self._size = size
         self._trained_tokens = trained_tokens
-        self._segments: dict[tuple[int, int, bool], list[_Segment | None]] = {}
+        self._segments: dict[tuple[int, GistPage, bool], list[_Segment | None]] = {}
         self._layers: list[_Layer | None] = []
         self._made_of: tuple[object, ...] = ()
         self._hides: tuple[object, ...] = ()
@@ -168,72 +173,72 @@ class KeptView:
                 ]
                 for number, (focus, fit) in enumerate(zip(focuses, fits, strict=True))
             ]
-            self._layers.append(_Layer(self._filled(parts, pool)) if any(parts) else None)
-
-    def _filled(self, parts: list[list[_Segment]], pool: PagePool) -> list[list[_Segment]]:
-        """A stream without rows gets an empty segment, so that shapes agree."""
-        heads, width = self._layout.kv_heads, self._layout.head_width
-        nothing = pool.keys[0].new_zeros(heads, 0, width)
-        empty = _Segment(nothing, nothing, torch.zeros(heads, 0, dtype=torch.long))
-        return [part or [empty] for part in parts]
+            self._layers.append(_Layer(parts, pool.keys[layer]) if any(parts) else None)
 
     def _split(
-        self, stream: Stream, page: int, fits: bool, pool: PagePool
+        self, stream: Stream, page: GistPage, fits: bool, pool: PagePool
     ) -> list[_Segment | None]:
         """Each layer's rows of one resident gist page, rotated to where they stand: on the timeline
-        while it fits the trained range; beyond it, at their offset in the page's span."""
+        while it fits the trained range; beyond it, at their offset in their page of LOD 1, which is
+        where their use was measured."""
         layout, kept = self._layout, stream.kept[page]
         content = pool.read_pages([stream.gist_pages[page]])[0].transpose(0, 1)
         lines = content.flatten(1, 3)  # [2, L * Hkv * 32, E]
         counts = torch.bincount(kept.owner, minlength=layout.layers * layout.kv_heads)
         counts = counts.view(layout.layers, layout.kv_heads)
-        start = page * self._size * K
+        first = page.span.start * self._size
+        token = kept.token.long()
+        stands = token + first * K if fits else token % (self._size * K)
+        block = token // K + first
         found: list[_Segment | None] = []
         at = 0
-        for layer, lengths in enumerate(counts.unbind(0)):
-            total, longest = int(lengths.sum()), int(lengths.max())
-            if not total:
-                found.append(None)
-                continue
-            part = slice(at, at + total)
-            at += total
-            there = torch.arange(longest) < lengths[:, None]
-            token = torch.zeros(there.shape, dtype=torch.long)
-            token[there] = kept.token[part]
-            keys, values = (
-                lines.new_zeros(*there.shape, layout.head_width).masked_scatter_(
-                    there[..., None].to(lines.device), side[part]
-                )
-                for side in lines
-            )
-            stands = token + start if fits else token
-            keys = rotated(keys, self._rotary[layer].frequencies, stands)
-            block = (token // K + start // K).masked_fill_(~there, -1)
-            found.append(_Segment(keys, values, block))
+        for layer, rows in enumerate(counts.unbind(0)):
+            part = slice(at, at + int(rows.sum()))
+            at = part.stop
+            keys, values = (side[part] for side in lines)
+            keys = rotated(keys, self._rotary[layer].frequencies, stands[part])
+            # A copy, so that the page's un-rotated keys need not be kept with its values.
+            segment = _Segment(page.lod, keys, values.clone(), rows, block[part])
+            found.append(segment if len(keys) else None)
         return found
 
     def _hide(self, streams: list[Stream], focuses: list[Focus]) -> None:
         most = max((s.token_count // K for s in streams), default=0) + 2
-        hidden = torch.zeros(len(streams), most, dtype=torch.bool)
-        hidden[:, -1] = True  # where block -1 points
-        for row, stream, focus in zip(hidden, streams, focuses, strict=True):
+        hidden = torch.zeros(len(streams), len(LODS), most, dtype=torch.bool)
+        hidden[..., -1] = True  # where block -1 points
+        for rows, stream, focus in zip(hidden, streams, focuses, strict=True):
             out = [b for b in (*focus.blocks, *stream.excluded) if b < most - 1]
-            row[torch.tensor(out, dtype=torch.long)] = True
+            rows[:, torch.tensor(out, dtype=torch.long)] = True
+            for page in focus.gists:  # what a finer page shows
+                span = page.span
+                rows[page.lod :, span.start * self._size : span.stop * self._size] = True
         for layer in self._layers:
             if layer is not None:
                 layer.hide(hidden)
 
 
-def _padded(segments: list[_Segment]) -> tuple[Tensor, Tensor, Tensor]:
-    """Segments in one line, to whole pages."""
-    keys, values, block = (torch.cat(side, 1) for side in zip(*segments, strict=True))
-    short = -keys.shape[1] % K
-    pad = torch.nn.functional.pad
-    return (
-        pad(keys, (0, 0, 0, short)),
-        pad(values, (0, 0, 0, short)),
-        pad(block, (0, short), value=-1),
-    )
+def _line_up(segments: list[_Segment], like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Keys, values [Hkv, R, E], and each row's block and LOD [Hkv, R]: the rows of each head of
+    all segments in one line, padded (block -1) to whole pages of the head that has most."""
+    heads, width = like.shape[1], like.shape[3]
+    counts = torch.stack([s.counts for s in segments]) if segments else torch.zeros(0, heads).long()
+    totals = counts.sum(0)
+    length = -(-int(totals.max()) // K) * K
+    begins = (counts.cumsum(0) - counts + torch.arange(heads) * length).flatten()
+    sizes = counts.flatten()
+    ends = sizes.cumsum(0)
+    within = torch.arange(int(totals.sum())) - (ends - sizes).repeat_interleave(sizes)
+    place = begins.repeat_interleave(sizes) + within
+    keys, values = like.new_zeros(2, heads * length, width)
+    block, lod = torch.full((heads * length,), -1), torch.ones(heads * length, dtype=torch.long)
+    if segments:
+        there = place.to(like.device)
+        keys[there] = torch.cat([s.keys for s in segments])
+        values[there] = torch.cat([s.values for s in segments])
+        block[place] = torch.cat([s.block for s in segments])
+        lod[place] = torch.tensor([s.lod for s in segments]).repeat_interleave(counts.sum(1))
+    line = (heads, length, width)
+    return keys.view(line), values.view(line), block.view(line[:2]), lod.view(line[:2])
 
 
 def _paged(line: Tensor) -> Tensor:

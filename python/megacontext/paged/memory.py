@@ -25,6 +25,7 @@ from megacontext.paged.rotary import RotaryTakeover
 from megacontext.paged.step import Focus, Step, make_step
 from megacontext.paged.stream import Stream
 from megacontext.paged.text_focus import TextFocus
+from megacontext.paged.tiling import GistPage
 from megacontext_ext.errors import Corruption, InvalidArgument
 from megacontext_ext.ops.focused_attention import AttentionRules, focused_attention, merge_attention
 
@@ -236,7 +237,7 @@ class PagedMemory:
             raise InvalidArgument("[paged] a memory with a store must be given token ids")
         for stream, count in zip(self.streams, counts, strict=True):
             if count:
-                stream.in_focus(self.config.shares, count)  # refuses before anything is taken
+                stream.required(self.config.shares, count)  # refuses before anything is taken
         if self._gists is not None:
             own = sum(len(s.own_blocks(n)) for s, n in zip(self.streams, counts, strict=True))
             for number in range(len(self.streams)):
@@ -318,7 +319,7 @@ class PagedMemory:
                 stream.token_count = stream.gisted_blocks * K
                 stream.tokens = tokens[: stream.token_count]
             elif held.tail is not None:
-                self._the_residents().put(PageKey(number, "tokens", held.blocks), held.tail)
+                self._the_residents().put(PageKey(number, held.blocks), held.tail)
             if self._chooser is not None:
                 self._load_keys(self._chooser, number)
             overhang.append(tokens[stream.token_count :])
@@ -338,7 +339,8 @@ class PagedMemory:
         store, stream = self._store, self.streams[number]
         assert store is not None
         assert store.keys is not None
-        chooser.take(number, store.load_keys(number, stream.stored_blocks))
+        for means in store.load_keys(number, stream.stored_blocks):
+            chooser.take(number, means)
         for block in range(chooser.block_count(number), stream.stored_blocks):
             means = chooser.add(number, store.read_block(number, block)[None])
             store.write_side(store.keys, number, block, means)
@@ -373,8 +375,8 @@ class PagedMemory:
                 focuses.append(focus)
                 for block in focus.blocks:
                     is_new = block * K >= stream.token_count
-                    (fresh if is_new else needed).append(PageKey(number, "tokens", block))
-                needed += [PageKey(number, "gists", page) for page in focus.gists]
+                    (fresh if is_new else needed).append(PageKey(number, block))
+                needed += [PageKey(number, page) for page in focus.gists]
             try:
                 residents.bring(needed, fresh)
             except LostPages as lost:
@@ -385,28 +387,40 @@ class PagedMemory:
     def _lose(self, lost: LostPages) -> None:
         """Takes damaged pages out of focus for good, or stops, as `on_corrupt` says."""
         for key, error in lost.errors.items():
-            stream = self.streams[key.stream]
-            blocks = [key.number] if key.kind == "tokens" else stream.gist_blocks(key.number)
+            stream, what = self.streams[key.stream], key.what
+            if isinstance(what, GistPage):
+                blocks = stream.gist_blocks(what)
+                name = f"gist page {what.number} of LOD {what.lod}"
+            else:
+                blocks, name = range(what, what + 1), f"tokens page {what}"
             span = f"tokens [{blocks[0] * K}, {(blocks[-1] + 1) * K})"
-            what = f"[paged] {key.kind} page {key.number} of stream {key.stream}, {span}"
+            told = f"[paged] {name} of stream {key.stream}, {span}"
             if self.config.on_corrupt == "raise":
                 raise Corruption(
-                    f"{what}, cannot be read back (on_corrupt='skip' goes on without it): {error}"
+                    f"{told}, cannot be read back (on_corrupt='skip' goes on without it): {error}"
                 ) from error
-            log.warning("%s, is damaged and left out: %s", what, error)
-            if key.kind == "gists":
-                stream.lost_gists.add(key.number)
+            log.warning("%s, is damaged and left out: %s", told, error)
+            if isinstance(what, GistPage):
+                stream.lost_gists.add(what)
                 continue
-            stream.lost.add(key.number)
-            stream.excluded.add(key.number)
-            stream.pinned.discard(key.number)
-            self._note("lose", [key.number], key.stream, str(error))
+            stream.lost.add(what)
+            stream.excluded.add(what)
+            stream.pinned.discard(what)
+            self._note("lose", [what], key.stream, str(error))
 
     def _write_gists(self, number: int, own: int) -> None:
         """Gist pages of what became complete; `own` pages stay free for the step's own tokens."""
         assert self._gists is not None
-        if not self._gists.write(number, self.streams[number], self._the_residents(), own):
+        stream, residents = self.streams[number], self._the_residents()
+        if not self._gists.write(number, stream, residents, own):
             self._gists = None
+            return
+        while True:
+            try:
+                self._gists.condense(number, stream, residents, own)
+                return
+            except LostPages as lost:
+                self._lose(lost)
 
     def _complete_blocks(self, number: int) -> None:
         """Queues the blocks that became complete, rounded first where the store rounds, and keeps
@@ -439,7 +453,7 @@ class PagedMemory:
             room = self.config.choice_blocks
             before, stream.wanted = stream.wanted[:room], list(scores)
             self._log.changes(number, stream, (before, stream.wanted[:room]), scores, "step")
-            ahead = [PageKey(number, "tokens", block) for block in stream.wanted]
+            ahead = [PageKey(number, block) for block in stream.wanted]
             self._the_residents().read_ahead(ahead)
 
     def _note(self, kind: ActionKind, blocks: list[int], stream: int, reason: str) -> None:

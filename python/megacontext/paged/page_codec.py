@@ -58,17 +58,18 @@ class PageCodec:
         self._width = shape[-1]
         self._numbers = int(np.prod(shape))
 
-    def define_rows(self, store: Store, name: str) -> np.dtype[Any]:
-        """Defines the family `name` of pages; the dtype that the store takes and gives them in.
+    def define_rows(self, store: Store, name: str, lod: int = 1) -> np.dtype[Any]:
+        """Defines the family `name`, a row a node of `lod`; the dtype that the store takes and
+        gives them in.
 
         Numbers are declared as such, so that the engine can keep cold ones in fewer bits
         (Store.reencode). int8 pages, and families of earlier versions, are bytes to it.
         """
         if all(family.name != name for family in store.row_families()):
             if self.format == "int8":
-                store.define_rows(name, 1, "u8", self.row_bytes)
+                store.define_rows(name, lod, "u8", self.row_bytes)
             else:
-                store.define_rows(name, 1, self.format, self._numbers)
+                store.define_rows(name, lod, self.format, self._numbers)
         (family,) = (family for family in store.row_families() if family.name == name)
         if family.row_bytes != self.row_bytes:
             raise InvalidArgument(f"[paged] rows of {name!r} must have {self.row_bytes} bytes, "

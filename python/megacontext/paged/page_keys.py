@@ -14,7 +14,7 @@ from torch import Tensor
 from megacontext.paged.rotary import LayerRotary
 
 LAYER_COUNT = 4
-_ROOM = 256
+_CHUNK = 2048  # blocks
 
 
 def scored_layers(layers: int) -> tuple[int, ...]:
@@ -28,31 +28,36 @@ def scored_layers(layers: int) -> tuple[int, ...]:
 class PageKeys:
     """Mean keys of the complete blocks of one stream, for A layers.
 
-    Memory: A * Hkv * E float32 numbers a block (many CPUs multiply bfloat16 slowly): 3.1 KB for
-    SmolLM2-135M, 96 bytes a token.
+    Memory: A * Hkv * E bfloat16 numbers a block, as the store has them: 1.5 KB for SmolLM2-135M,
+    48 bytes a token; in chunks, so that growing copies nothing.
     """
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
-        layers, heads, width = shape
-        self._keys = torch.zeros(layers, heads, 0, width)
+        self._shape = shape
+        self._chunks: list[Tensor] = []  # [A, Hkv, _CHUNK, E]
         self.block_count = 0
 
     @property
     def keys(self) -> Tensor:
-        """[N, A, Hkv, E], a view."""
-        return self._keys[:, :, : self.block_count].permute(2, 0, 1, 3)
+        """[N, A, Hkv, E], a copy."""
+        layers, heads, width = self._shape
+        nothing = torch.zeros(layers, heads, 0, width, dtype=torch.bfloat16)
+        every = torch.cat([nothing, *self._chunks], 2)
+        return every[:, :, : self.block_count].permute(2, 0, 1, 3)
 
     def add(self, keys: Tensor) -> None:
         """Appends the mean keys [N, A, Hkv, E] of the next blocks."""
-        end, room = self.block_count + len(keys), self._keys.shape[2]
-        if end > room:
-            layers, heads, _, width = self._keys.shape
-            # A quarter more: doubling would hold up to as much again for nothing.
-            grown = self._keys.new_zeros(layers, heads, max(end, room + room // 4, _ROOM), width)
-            grown[:, :, : self.block_count] = self._keys[:, :, : self.block_count]
-            self._keys = grown
-        self._keys[:, :, self.block_count : end] = keys.permute(1, 2, 0, 3)
-        self.block_count = end
+        layers, heads, width = self._shape
+        keys = keys.permute(1, 2, 0, 3)
+        while keys.shape[2]:
+            chunk, at = divmod(self.block_count, _CHUNK)
+            if chunk == len(self._chunks):
+                fresh = torch.zeros(layers, heads, _CHUNK, width, dtype=torch.bfloat16)
+                self._chunks.append(fresh)
+            count = min(_CHUNK - at, keys.shape[2])
+            self._chunks[chunk][:, :, at : at + count] = keys[:, :, :count]
+            keys = keys[:, :, count:]
+            self.block_count += count
 
     def score(self, queries: Tensor, scale: float) -> Tensor:
         """Mean share of attention that each block would get, [N] float32.
@@ -61,19 +66,23 @@ class PageKeys:
             queries: [A, T, Hq, E], turned to the blocks' distance; CPU.
             scale: of the scores.
 
-        Cost: T * Hq * A * E multiplications a block, and one read of its keys.
+        Cost: T * Hq * A * E multiplications a block, and one read of its keys; room for the shares
+        of one KV head.
         """
         if not self.block_count:
             return torch.zeros(0)
-        keys = self._keys[:, :, : self.block_count]
-        layers, _, _, width = queries.shape
+        layers, heads, width = self._shape
         # Query heads of one KV head together: [A, Hkv, Hq / Hkv * T, E].
-        asked = queries.float().transpose(1, 2).reshape(layers, keys.shape[1], -1, width) * scale
+        asked = queries.float().transpose(1, 2).reshape(layers, heads, -1, width) * scale
         total = torch.zeros(self.block_count)
-        # A layer at a time: the shares of all would take more room than the keys, and one product
-        # over all of them copies the keys.
-        for query, key in zip(asked, keys, strict=True):
-            total += torch.matmul(query, key.mT).softmax(-1).sum((0, 1))
+        chunks = self._chunks[: -(-self.block_count // _CHUNK)]
+        shares = torch.empty(asked.shape[2], len(chunks) * _CHUNK)
+        for layer in range(layers):
+            for head in range(heads):
+                for part, chunk in zip(shares.split(_CHUNK, 1), chunks, strict=True):
+                    # In float32: many CPUs multiply bfloat16 slowly.
+                    torch.mm(asked[layer, head], chunk[layer, head].float().mT, out=part)
+                total += shares[:, : self.block_count].softmax(-1).sum(0)
         return total / asked[..., 0].numel()
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from megacontext.config import K
 from megacontext.paged.page_codec import PageCodec, PageFormat, Rows, format_of
+from megacontext.paged.tiling import LODS, GistPage
 from megacontext.paged.write_behind import WriteBehind
 from megacontext_ext import Store
 from megacontext_ext.errors import InvalidArgument, IoError, MegaContextError, NotFound, StoreFailed
@@ -30,6 +31,7 @@ QUERY_ROWS = "kv-queries"  # of the blocks that no gist page has yet, in a ring
 _TAIL_LOD = 8  # one node: a partition has one tail
 _COUNT_BYTES = 8  # a tail's row begins with the token count it belongs to
 PENDING_BYTES_MAX = 64 << 20
+KEYS_AT_ONCE = 2048  # blocks whose mean keys are read at once
 
 
 @dataclass(frozen=True)
@@ -59,19 +61,22 @@ class StoredStream:
 
 
 class BlockRows:
-    """One row for each complete block of a stream: pages, gist rows, or mean keys.
+    """One row for each complete block of a stream, or node of a higher LOD: pages, gist rows, mean
+    keys.
 
     What was given to `write` can be read at once, whether or not it is in the store yet.
     """
 
-    def __init__(self, store: Store, writer: WriteBehind, name: str, codec: PageCodec) -> None:
+    def __init__(
+        self, store: Store, writer: WriteBehind, name: str, codec: PageCodec, lod: int = 1
+    ) -> None:
         self.codec = codec
         self.name = name
         self._store = store
         self._writer = writer
         self._pending: dict[tuple[int, int], Rows] = {}
         self._lock = threading.Lock()
-        self._dtype = codec.define_rows(store, name)
+        self._dtype = codec.define_rows(store, name, lod)
 
     def count(self, partition: int) -> int:
         """Blocks that have their row in the store."""
@@ -108,6 +113,22 @@ class BlockRows:
         return self.codec.decode(rows.view(np.uint8), dtype)
 
 
+@dataclass(frozen=True)
+class GistRows:
+    """The gist pages of one LOD, each in `parts` rows of the store; of kept rows also whose they
+    are, [2, L, Hkv, R], and their use, [L, Hkv, R] (-1: kept by a version that did not keep it)."""
+
+    parts: int
+    rows: BlockRows
+    owners: BlockRows | None = None
+    use: BlockRows | None = None
+
+    def count(self, partition: int) -> int:
+        """Rows, whole with what belongs to them."""
+        kinds = (self.rows, self.owners)
+        return min(kind.count(partition) for kind in kinds if kind is not None)
+
+
 class PageStore:
     """An open store with the streams of one model.
 
@@ -127,8 +148,7 @@ class PageStore:
         self._layout = layout
         self._writer = WriteBehind(PENDING_BYTES_MAX)
         self.pages = BlockRows(store, self._writer, f"kv-{codec.format}", codec)
-        self.gists: BlockRows | None = None
-        self.owners: BlockRows | None = None
+        self.gists: dict[int, GistRows] = {}
         self.keys: BlockRows | None = None
         self._query_codec: PageCodec | None = None
         self._tail_codec = PageCodec(format_of(layout.dtype), layout.page_shape())
@@ -146,22 +166,43 @@ class PageStore:
             count += 1
         return count
 
-    def use_gists(self, name: str, rows: int, asking_layers: int = 0) -> None:
-        """Keeps gist rows too: `rows` a block, made by what `name` names.
+    def use_gists(self, name: str, rows: int) -> None:
+        """Keeps gist rows too: `rows` a block, made by what `name` names."""
+        codec = PageCodec(format_of(self._layout.dtype), self._layout.page_shape(rows))
+        family = f"kv-gist-{name}-{codec.format}-{rows}"
+        held = BlockRows(self.store, self._writer, family, codec)
+        self.gists = {1: GistRows(K // rows, held)}
 
-        asking_layers: 0, or for kept rows how many layers' queries choose them: then whose rows
-        they are, and the queries of the blocks of the next page, are kept as well.
+    def use_kept(self, name: str, rows: int, asking_layers: int) -> None:
+        """Keeps kept rows of every LOD: whose they are, their use, and the queries of the blocks of
+        the next page, of so many layers.
+
+        A page of LOD 1 is a row a block. One of a higher LOD, which covers as many blocks as it
+        has places, or a multiple of them, is a row a node of 1,024 tokens.
         """
         layout = self._layout
-        codec = PageCodec(format_of(layout.dtype), layout.page_shape(rows))
-        family = f"kv-gist-{name}-{codec.format}-{rows}"
-        self.gists = BlockRows(self.store, self._writer, family, codec)
-        if asking_layers:
-            whose = PageCodec("f32", (2, layout.layers, layout.kv_heads, rows))
-            self.owners = BlockRows(self.store, self._writer, f"{family}-owners", whose)
-            shape = (asking_layers, K, layout.heads, layout.head_width)
-            self._query_codec = PageCodec(format_of(layout.dtype), shape)
-            self.store.define_rows(QUERY_ROWS, 1, "u8", _COUNT_BYTES + self._query_codec.row_bytes)
+        self.use_gists(name, rows)
+        family = self.gists[1].rows.name
+        for lod in LODS:
+            parts = GistPage(lod, 0).width * K // rows // (1 if lod == 1 else K)
+            self.gists[lod] = self._kept_rows(family if lod == 1 else f"{family}-lod{lod}",
+                                              min(lod, 2), parts)  # fmt: skip
+        shape = (asking_layers, K, layout.heads, layout.head_width)
+        self._query_codec = PageCodec(format_of(layout.dtype), shape)
+        self.store.define_rows(QUERY_ROWS, 1, "u8", _COUNT_BYTES + self._query_codec.row_bytes)
+
+    def _kept_rows(self, family: str, lod: int, parts: int) -> GistRows:
+        layout, rows = self._layout, K // parts
+        shape = (layout.layers, layout.kv_heads, rows)
+        codecs = {
+            "": PageCodec(format_of(layout.dtype), layout.page_shape(rows)),
+            "-owners": PageCodec("f32", (2, *shape)),
+            "-use": PageCodec("f32", shape),
+        }
+        return GistRows(parts, *(
+            BlockRows(self.store, self._writer, family + kind, codec, lod)
+            for kind, codec in codecs.items()
+        ))  # fmt: skip
 
     def use_keys(self, layers: tuple[int, ...]) -> None:
         """Keeps mean keys of these layers too."""
@@ -186,7 +227,7 @@ class PageStore:
         count = self.store.token_count(partition)
         tokens = self.store.read_tokens(partition, 0, count)
         blocks = min(count // K, self.pages.count(partition))
-        gisted = 0 if self.gists is None else min(blocks, self.gists.count(partition))
+        gisted = min(blocks, self.gists[1].count(partition)) if self.gists else 0
         self._written[number] = count
         tail = None
         if self.store.row_count(TAIL_ROWS, partition):
@@ -196,12 +237,14 @@ class PageStore:
                 tail = self._tail_codec.decode(row[:, _COUNT_BYTES:], self._layout.dtype)[0]
         return StoredStream(tokens, blocks, gisted, tail)
 
-    def load_keys(self, number: int, blocks: int) -> Tensor:
-        """Mean keys [N, A, Hkv, E] of the first blocks, those that have them and N <= `blocks`."""
+    def load_keys(self, number: int, blocks: int) -> Iterator[Tensor]:
+        """Mean keys of the first blocks, those that have them and at most `blocks`: [N, A, Hkv, E],
+        a part at a time."""
         assert self.keys is not None
         partition = self.partition(number)
         end = min(blocks, self.keys.count(partition))
-        return self.keys.read(partition, 0, end, torch.bfloat16)
+        for first in range(0, end, KEYS_AT_ONCE):
+            yield self.keys.read(partition, first, min(first + KEYS_AT_ONCE, end), torch.bfloat16)
 
     def write_blocks(self, number: int, first: int, tokens: NDArray[np.uint32], rows: Rows) -> None:
         """Queues the tokens and encoded pages of blocks from `first` on. Returns before they are
@@ -235,15 +278,41 @@ class PageStore:
         dtype = self._layout.dtype
         return self.pages.read(self.partition(number), block, block + 1, dtype)[0]
 
-    def read_gists(self, number: int, start: int, end: int) -> Tensor:
-        """Gist rows [end - start, L, 2, Hkv, R, E] of blocks. Raises Corruption."""
-        assert self.gists is not None
-        return self.gists.read(self.partition(number), start, end, self._layout.dtype)
+    def coarse_pages(self, number: int) -> list[int]:
+        """Gist pages of LOD 2 and above that a stream has."""
+        partition = self.partition(number)
+        return [self.gists[lod].count(partition) // self.gists[lod].parts for lod in LODS[1:]]
 
-    def read_owners(self, number: int, start: int, end: int) -> Tensor:
-        """Whose the kept rows of blocks are, [end - start, 2, L, Hkv, R]. Raises Corruption."""
-        assert self.owners is not None
-        return self.owners.read(self.partition(number), start, end, torch.float32)
+    def read_gist(self, number: int, page: GistPage, blocks: range) -> Tensor:
+        """A gist page [L, 2, Hkv, 32, E] with the rows of so many blocks. Raises Corruption."""
+        kind = self.gists[page.lod]
+        first, count = page.number * kind.parts, min(kind.parts, len(blocks))
+        partition = self.partition(number)
+        held = kind.rows.read(partition, first, first + count, self._layout.dtype)
+        flat = torch.cat(tuple(held), -2)
+        return torch.nn.functional.pad(flat, (0, 0, 0, K - flat.shape[-2]))
+
+    def read_whose(self, number: int, page: GistPage) -> tuple[Tensor, Tensor] | None:
+        """Whose the kept rows of a page are, [2, L, Hkv, 32], and their use, [L, Hkv, 32]; None for
+        rows that are not kept ones. Raises Corruption."""
+        kind = self.gists[page.lod]
+        if kind.owners is None or kind.use is None:
+            return None
+        span = (page.number * kind.parts, (page.number + 1) * kind.parts)
+        partition = self.partition(number)
+        owners = kind.owners.read(partition, *span, torch.float32)
+        use = kind.use.read(partition, *span, torch.float32)
+        return torch.cat(tuple(owners), -1), torch.cat(tuple(use), -1)
+
+    def fill_use(self, number: int, unknown: float) -> None:
+        """Writes the use of rows that a version kept without, as `unknown`."""
+        partition = self.partition(number)
+        for kind in self.gists.values():
+            if kind.use is None:
+                continue
+            page = torch.full((kind.parts, *kind.use.codec.shape), unknown)
+            for first in range(kind.use.count(partition), kind.count(partition), kind.parts):
+                self.write_side(kind.use, number, first, page)
 
     def write_queries(self, number: int, ring: int, asked: Tensor, end: int) -> None:
         """Queries [layers, T, Hq, E] of a block whose tokens so far end at `end`; the next commit

@@ -5,17 +5,23 @@ Knows tensors and page numbers; nothing of timelines or models.
 
 from __future__ import annotations
 
+import math
+import mmap
+
 import torch
 from torch import Tensor
 
 from megacontext.config import K
 from megacontext_ext.errors import InvalidArgument
 
+MAPPED_PAGES = 256
+
 
 class PagePool:
     """Keys and values [P, Hkv, 32, E] of every layer; page p of all layers is one block of tokens.
 
-    Memory: layers * 2 * P * Hkv * 32 * E elements; it grows by doubling up to `pages_max`.
+    Memory: layers * 2 * P * Hkv * 32 * E elements. It grows by doubling up to `pages_max`; on a CPU
+    the room for the first 256 pages is there at once, and occupies what was written.
     """
 
     def __init__(
@@ -102,12 +108,30 @@ class PagePool:
         held = self.keys[0].shape[0]
         if pages <= held:
             return
-        room = max(pages, 2 * held, 16)
+        first = MAPPED_PAGES if self.keys[0].device.type == "cpu" else 16
+        room = max(pages, 2 * held, first)
         if self.pages_max:
             room = max(pages, min(room, self.pages_max))
-        # Zeros, not empty memory: an unwritten row may be multiplied by a weight of zero.
         for pools in (self.keys, self.values):
-            for layer, old in enumerate(pools):
-                grown = old.new_zeros(room, *old.shape[1:])
-                grown[:held] = old
+            for layer, grown in enumerate(_zeros(len(pools), room, pools[0])):
+                grown[:held] = pools[layer]
                 pools[layer] = grown
+
+
+def _zeros(count: int, pages: int, like: Tensor) -> list[Tensor]:
+    """`count` pools [pages, Hkv, 32, E] as `like`. Zeros, not undefined memory: an unwritten row
+    may be multiplied by a weight of zero.
+
+    On a CPU they are mapped, so that a page occupies memory once it is written, and a pool that has
+    grown leaves no holes in the heap that nothing else fits in.
+    """
+    shape = (pages, *like.shape[1:])
+    if like.device.type != "cpu":
+        return [like.new_zeros(shape) for _ in range(count)]
+    numbers = math.prod(shape)
+    size = count * numbers * like.element_size()
+    room = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    storage = torch.frombuffer(room, dtype=like.dtype).untyped_storage()
+    # Not views of one another, which may not be written to in every mode of autograd.
+    strides = torch.empty(shape, device="meta").stride()
+    return [like.new_empty(0).set_(storage, n * numbers, shape, strides) for n in range(count)]

@@ -7,30 +7,27 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from megacontext.config import K
+from megacontext.paged.kept import decode_kept
 from megacontext.paged.page_store import PageStore
 from megacontext.paged.pool import PagePool
 from megacontext.paged.stream import Stream
+from megacontext.paged.tiling import GistPage
 from megacontext_ext.errors import Corruption, InvalidArgument
 
 log = logging.getLogger("megacontext.paged")
 
 AHEAD_PAGES = 16
 
-PageKind = Literal["tokens", "gists"]
-
 
 class PageKey(NamedTuple):
-    """A page by what it holds: block `number` of a stream, or its gist page `number`."""
+    """A page by what it holds: a block of a stream, by number, or one of its gist pages."""
 
     stream: int
-    kind: PageKind
-    number: int
+    what: int | GistPage
 
 
 @dataclass
@@ -65,13 +62,13 @@ class Residents:
         self._ahead: dict[PageKey, Future[Tensor]] = {}
         self._reader = ThreadPoolExecutor(1, "page-reader") if store is not None else None
 
-    def pages_of(self, key: PageKey) -> dict[int, int]:
-        """Number -> page of the pool, for pages of this kind that are there."""
+    def pages_of(self, key: PageKey) -> dict[Any, int]:
+        """Block or gist page -> page of the pool, for those of this kind that are there."""
         stream = self._streams[key.stream]
-        return stream.pages if key.kind == "tokens" else stream.gist_pages
+        return stream.gist_pages if isinstance(key.what, GistPage) else stream.pages
 
     def missing(self, keys: Iterable[PageKey]) -> list[PageKey]:
-        return [key for key in keys if key.number not in self.pages_of(key)]
+        return [key for key in keys if key.what not in self.pages_of(key)]
 
     def has_room(self, count: int) -> bool:
         """Whether `count` pages can be added, whatever has to leave."""
@@ -94,17 +91,18 @@ class Residents:
                 found = self._ahead.pop(key, None)
                 content = self._content(key) if found is None else found.result()
                 self.traffic.ahead += found is not None
+                self._learn_whose(key)
             except Corruption as error:
                 errors[key] = error
                 continue
             (page,) = self.pool.allocate(1)
             self.pool.write_pages([page], content[None])
-            self.pages_of(key)[key.number] = page
+            self.pages_of(key)[key.what] = page
             self.traffic.brought_in += 1
         if errors:
             raise LostPages(errors)
         for key, page in zip(fresh, self.pool.allocate(len(fresh)), strict=True):
-            self.pages_of(key)[key.number] = page
+            self.pages_of(key)[key.what] = page
         for key in (*needed, *fresh):
             self._recent[key] = None
             self._recent.move_to_end(key)
@@ -128,18 +126,27 @@ class Residents:
     def put(self, key: PageKey, content: Tensor) -> None:
         """Makes one page resident with this content [L, 2, Hkv, 32, E]."""
         self.bring([], [key])
-        self.pool.write_pages([self.pages_of(key)[key.number]], content[None])
+        self.pool.write_pages([self.pages_of(key)[key.what]], content[None])
 
     def _content(self, key: PageKey) -> Tensor:
         assert self._store is not None, "pages leave the pool only where a store has them"
-        if key.kind == "tokens":
-            return self._store.read_block(key.stream, key.number)
-        blocks = self._streams[key.stream].gist_blocks(key.number)
-        rows = self._store.read_gists(key.stream, blocks.start, blocks.stop)
-        flat = torch.cat(tuple(rows), dim=-2)
-        page = flat.new_zeros(*flat.shape[:-2], K, flat.shape[-1])
-        page[..., : flat.shape[-2], :] = flat
-        return page
+        if not isinstance(key.what, GistPage):
+            return self._store.read_block(key.stream, key.what)
+        blocks = self._streams[key.stream].gist_blocks(key.what)
+        return self._store.read_gist(key.stream, key.what, blocks)
+
+    def _learn_whose(self, key: PageKey) -> None:
+        """Whose the rows of a gist page are, known while it is resident."""
+        if not isinstance(key.what, GistPage) or self._store is None:
+            return
+        whose = self._store.read_whose(key.stream, key.what)
+        if whose is not None:
+            self._streams[key.stream].kept[key.what] = decode_kept(*whose)
+
+    def _pop(self, key: PageKey) -> int:
+        if isinstance(key.what, GistPage):
+            self._streams[key.stream].kept.pop(key.what, None)
+        return self.pages_of(key).pop(key.what)
 
     def _make_room(self, needed: list[PageKey], fresh: list[PageKey], count: int) -> None:
         limit = self.pool.pages_max
@@ -164,11 +171,10 @@ class Residents:
             )
         for key in leaving:
             del self._recent[key]
-            self.pool.release([self.pages_of(key).pop(key.number)])
+            self.pool.release([self._pop(key)])
         self.traffic.evicted += len(leaving)
 
     def _may_leave(self, key: PageKey) -> bool:
-        stream = self._streams[key.stream]
-        if key.kind == "gists":
+        if isinstance(key.what, GistPage):
             return True
-        return key.number < stream.stored_blocks
+        return key.what < self._streams[key.stream].stored_blocks

@@ -6,7 +6,7 @@ Made once a step and used by every layer; only the rotary tables differ where la
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from megacontext.config import K
 from megacontext.paged.rotary import LayerRotary
 from megacontext.paged.stream import Stream
+from megacontext.paged.tiling import GistPage
 from megacontext_ext.entry_table import NO_ROW
 from megacontext_ext.ops.focused_attention import (
     EntryTable,
@@ -24,6 +25,7 @@ from megacontext_ext.ops.focused_attention import (
 )
 
 QUERY_TILE = 64
+Page = TypeVar("Page", int, GistPage)
 
 
 @dataclass
@@ -70,10 +72,10 @@ class Step:
 
 
 class Focus(NamedTuple):
-    """What a stream's step reads: blocks and numbers of gist pages, both ascending."""
+    """What a stream's step reads: blocks and gist pages, both ascending."""
 
     blocks: list[int]
-    gists: list[int]
+    gists: list[GistPage]
 
 
 def make_step(
@@ -137,7 +139,8 @@ class _Entries(NamedTuple):
 
 
 def _entries(stream: Stream, focus: Focus) -> _Entries:
-    """What a stream reads: blocks of tokens, and gist pages without the rows of those blocks.
+    """What a stream reads: blocks of tokens, and gist pages of LOD 1 without the rows of those
+    blocks.
 
     A gist row is visible from the last token of its share on and stands at its share's centre.
     Cost: in proportion to the focus, whatever the length of the stream.
@@ -149,9 +152,10 @@ def _entries(stream: Stream, focus: Focus) -> _Entries:
     if not focus.gists:
         return _Entries(rows, timeline, timeline)
     width = K // stream.gist_rows
-    share = (torch.tensor(focus.gists)[:, None] * K + slots) * width  # first token of each share
+    gists = torch.tensor([page.number for page in focus.gists])
+    share = (gists[:, None] * K + slots) * width  # first token of each share
     block = share // K
-    covered = range(focus.gists[0] * width, (focus.gists[-1] + 1) * width)
+    covered = range(int(gists[0]) * width, (int(gists[-1]) + 1) * width)
     out = [b for b in stream.excluded if b in covered] + focus.blocks
     hidden = torch.isin(block, torch.tensor(out)) | (block >= stream.gisted_blocks)
     gist_rows = _rows_of(stream.gist_pages, focus.gists).masked_fill(hidden, NO_ROW)
@@ -163,8 +167,8 @@ def _entries(stream: Stream, focus: Focus) -> _Entries:
     )
 
 
-def _rows_of(pages: dict[int, int], numbers: list[int]) -> Tensor:
-    """[N, 32] rows of the pool of the pages with these numbers."""
+def _rows_of(pages: dict[Page, int], numbers: list[Page]) -> Tensor:
+    """[N, 32] rows of the pool of these pages."""
     chosen = torch.tensor([pages[number] for number in numbers], dtype=torch.long)
     return chosen[:, None] * K + torch.arange(K)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain
 
 from megacontext.config import K
 from megacontext.gists.selection import KeptRows
+from megacontext.paged.tiling import LODS, GistPage, Tiling
 from megacontext_ext.errors import InvalidArgument, OverBudget
 
 
@@ -27,6 +28,8 @@ class FocusLimits:
     # Gist pages that wanted blocks leave room for, where there are so many. None: as PagedConfig
     # shares places out.
     gist_pages_min: int | None = None
+    # Coarsest LOD of gist pages that a step reads, 1 to 3.
+    gist_lod_max: int = LODS[-1]
 
     def __post_init__(self) -> None:
         least = (self.sink_blocks + 2) * K
@@ -35,6 +38,8 @@ class FocusLimits:
                 f"[paged] budget_places must be >= {least} (sinks, the tail and one block), "
                 f"got {self.budget_places}"
             )
+        if self.gist_lod_max not in LODS:
+            raise InvalidArgument(f"[paged] gist_lod_max must be 1 to 3, got {self.gist_lod_max}")
         for name in ("recent_tokens", "sink_blocks", "gist_pages_min"):
             if (getattr(self, name) or 0) < 0:
                 raise InvalidArgument(f"[paged] {name} must be >= 0, got {getattr(self, name)}")
@@ -47,9 +52,10 @@ class Stream:
     `pages[b]` is the page of block b where it is resident. `wanted` are blocks in order of
     preference, set by a focus strategy or the caller; `pinned` come before everything, `excluded`
     never come; `lost` are those of the excluded that the store could not give back.
-    `gist_pages[g]` has `gist_rows` rows for each block from g * 32 / gist_rows on; the first
-    `gisted_blocks` blocks have theirs; `kept` says whose rows a page of kept rows has. The first
-    `stored_blocks` blocks are in the store.
+    `gist_pages` are those that are resident; one of LOD 1 has `gist_rows` rows for each of its
+    blocks. The first `gisted_blocks` blocks have rows of LOD 1, and there are `coarse_pages[0]`
+    pages of LOD 2, `coarse_pages[1]` of LOD 3. `kept` says whose rows a resident page of kept rows
+    has. The first `stored_blocks` blocks are in the store.
     """
 
     token_count: int = 0
@@ -58,11 +64,12 @@ class Stream:
     pinned: set[int] = field(default_factory=set)
     excluded: set[int] = field(default_factory=set)
     lost: set[int] = field(default_factory=set)
-    gist_pages: dict[int, int] = field(default_factory=dict)
+    gist_pages: dict[GistPage, int] = field(default_factory=dict)
     gist_rows: int = 1
     gisted_blocks: int = 0
-    lost_gists: set[int] = field(default_factory=set)
-    kept: dict[int, KeptRows] = field(default_factory=dict)
+    coarse_pages: list[int] = field(default_factory=lambda: [0] * (len(LODS) - 1))
+    lost_gists: set[GistPage] = field(default_factory=set)
+    kept: dict[GistPage, KeptRows] = field(default_factory=dict)
     stored_blocks: int = 0
     tokens: array[int] = field(default_factory=lambda: array("I"))
 
@@ -75,13 +82,28 @@ class Stream:
         """Blocks that a step over `new_tokens` more tokens reads, ascending; its own included."""
         return self.focus(limits, new_tokens)[0]
 
-    def focus(self, limits: FocusLimits, new_tokens: int) -> tuple[list[int], list[int]]:
-        """Blocks, and numbers of gist pages, that a step over `new_tokens` more tokens reads.
+    def required(self, limits: FocusLimits, new_tokens: int) -> set[int]:
+        """Blocks that a step over `new_tokens` more tokens cannot do without.
+
+        Raises:
+            OverBudget: they are more than the budget.
+        """
+        chosen = set(self.own_blocks(new_tokens)) | self.pinned
+        if len(chosen) > limits.budget_places // K:
+            raise OverBudget(
+                f"[paged] {new_tokens} new tokens and {len(self.pinned)} pinned blocks need "
+                f"{len(chosen) * K} places, the budget is {limits.budget_places}; read in shorter "
+                "steps or pin less"
+            )
+        return chosen
+
+    def focus(self, limits: FocusLimits, new_tokens: int) -> tuple[list[int], list[GistPage]]:
+        """Blocks and gist pages that a step over `new_tokens` more tokens reads, in order.
 
         Order of rights: the new tokens, pins, sinks, half of what is left for the newest, what is
-        wanted (but for `gist_pages_min`), gist pages of what is left out (those of wanted blocks,
-        then newest first), the recent past. Blocks and gist
-        pages together never pass the budget; no gist page is read while all blocks fit.
+        wanted (but for `gist_pages_min`), gist pages of what is left out (`Tiling`), the recent
+        past. Blocks and gist pages together never pass the budget; no gist page is read while all
+        blocks fit.
 
         Raises:
             OverBudget: the new tokens and pins alone are more than the budget.
@@ -89,13 +111,7 @@ class Stream:
         end = self.token_count + new_tokens
         own = self.own_blocks(new_tokens)
         room = limits.budget_places // K
-        chosen = set(own) | self.pinned
-        if len(chosen) > room:
-            raise OverBudget(
-                f"[paged] {new_tokens} new tokens and {len(self.pinned)} pinned blocks need "
-                f"{len(chosen) * K} places, the budget is {limits.budget_places}; read in shorter "
-                "steps or pin less"
-            )
+        chosen = self.required(limits, new_tokens)
         recent_start = max(0, self.token_count - limits.recent_tokens) // K
         recent = range(own[0] - 1, recent_start - 1, -1) if own else range(0)
         kept_recent = list(recent)[: max(1, (room - len(chosen)) // 2)]
@@ -113,34 +129,36 @@ class Stream:
         most = room if limits.gist_pages_max is None else limits.gist_pages_max
         spared = min(limits.gist_pages_min or 0, most, self.gist_page_count) if beyond else 0
         fill(self.wanted, room - spared)
-        gists: list[int] = []
+        tiling = self._tiling(chosen, limits.gist_lod_max)
         if beyond:
-            most = min(most, room - len(chosen))
-            gists = list(islice(self._gists_besides(chosen), most))
+            size = K // self.gist_rows
+            left_out = (block // size for block in self.wanted if block not in chosen)
+            tiling.choose(left_out, min(most, room - len(chosen)))
         # Gist pages may be fewer than they were spared: then more of what is wanted.
-        fill(chain(self.wanted, recent, rest), room - len(gists))
-        return sorted(chosen), sorted(page for page in gists if self._has_rows(page, chosen))
+        fill(chain(self.wanted, recent, rest), room - len(tiling.chosen))
+        return sorted(chosen), sorted(page for page in tiling.chosen if tiling.is_open(page))
 
-    def gist_blocks(self, page: int) -> range:
-        """Blocks that have rows in gist page number `page`."""
-        size = K // self.gist_rows
-        return range(page * size, min((page + 1) * size, self.gisted_blocks))
+    def gist_blocks(self, page: GistPage) -> range:
+        """Blocks that have rows in a gist page."""
+        size, span = K // self.gist_rows, page.span
+        return range(span.start * size, min(span.stop * size, self.gisted_blocks))
 
     @property
     def gist_page_count(self) -> int:
+        """Gist pages of LOD 1."""
         return -(-self.gisted_blocks * self.gist_rows // K)
 
-    def _gists_besides(self, blocks: set[int]) -> Iterator[int]:
-        """Gist pages with a row of a block that is not in `blocks` or excluded: those of wanted
-        blocks that found no room, then newest first."""
-        wanted = (block // (K // self.gist_rows) for block in self.wanted if block not in blocks)
-        newest_first = range(self.gist_page_count - 1, -1, -1)
-        order = dict.fromkeys(chain(wanted, newest_first))
-        return (
-            page for page in order if page < self.gist_page_count and self._has_rows(page, blocks)
-        )
+    def _tiling(self, blocks: set[int], lod_max: int) -> Tiling:
+        """Gist pages that show what is not in `blocks`, which may still grow."""
 
-    def _has_rows(self, page: int, blocks: set[int]) -> bool:
-        return page not in self.lost_gists and any(
-            b not in blocks and b not in self.excluded for b in self.gist_blocks(page)
-        )
+        size, excluded = K // self.gist_rows, self.excluded
+
+        def shows(number: int) -> bool:
+            end = min((number + 1) * size, self.gisted_blocks)
+            for block in range(number * size, end):  # asked often, answered by the first
+                if block not in blocks and block not in excluded:
+                    return True
+            return False
+
+        coarse = [n if lod <= lod_max else 0 for lod, n in enumerate(self.coarse_pages, 2)]
+        return Tiling((self.gist_page_count, *coarse), shows, self.lost_gists)

@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from megacontext.models.kv_cache import CACHE_ARGUMENT
-from megacontext.paged import PagedConfig, attach
+from megacontext.paged import PagedConfig, attach, page_keys
 from megacontext.paged.focus import order_blocks
 from megacontext.paged.page_keys import PageKeys, scored_layers, turned
 from megacontext.paged.rotary import LayerRotary
@@ -49,6 +49,7 @@ def test_the_block_whose_keys_answer_a_query_has_the_greatest_share():
     # Head 1 belongs to KV head 0, head 3 to KV head 1.
     content[217, 1, 1] = 2 * queries[1, :, 3].mean(0)
     content[33, 2, 0] = 2 * queries[2, :, 1].mean(0)
+    content = content.bfloat16().float()  # as they are kept
     keys.add(content[:40])
     keys.add(content[40:])
     scores = keys.score(queries, 1.0)
@@ -61,6 +62,21 @@ def test_the_block_whose_keys_answer_a_query_has_the_greatest_share():
             plain += shares.softmax(-1).sum(0) / (3 * 4 * 5)
     torch.testing.assert_close(scores, plain, rtol=1e-4, atol=1e-6)
     assert {217, 33} <= set(scores.topk(8).indices.tolist())
+
+
+def test_keys_lie_in_chunks_and_score_as_in_one_piece(monkeypatch):
+    generator = torch.Generator().manual_seed(5)
+    content = torch.randn(150, 2, 2, 64, generator=generator).bfloat16()
+    queries = torch.randn(2, 3, 4, 64, generator=generator)
+    found = []
+    for chunk in (2048, 64):
+        monkeypatch.setattr(page_keys, "_CHUNK", chunk)
+        keys = PageKeys((2, 2, 64))
+        for part in content.split(47):
+            keys.add(part)
+        assert torch.equal(keys.keys, content)
+        found.append(keys.score(queries, 0.1))
+    torch.testing.assert_close(*found)
 
 
 def test_a_turned_query_meets_unrotated_keys_as_a_rotated_one_meets_rotated_keys():

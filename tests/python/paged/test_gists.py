@@ -17,6 +17,7 @@ from megacontext.models.kv_cache import CACHE_ARGUMENT
 from megacontext.paged import PagedConfig, attach
 from megacontext.paged.step import Focus, make_step
 from megacontext.paged.stream import FocusLimits, Stream
+from megacontext.paged.tiling import GistPage
 
 ROOT = Path(__file__).resolve().parents[3]
 LIMITS = FocusLimits(budget_places=256, recent_tokens=64)
@@ -74,7 +75,7 @@ def test_rows_are_those_of_the_gist_room(rows):
         assert stream.gisted_blocks == 8
         assert stream.tokens.tolist() == [*ids[0].tolist(), *tokens(1)[0].tolist()]
         slots = torch.arange(8 * rows)
-        pages = torch.tensor([stream.gist_pages[n] for n in (slots // 32).tolist()])
+        pages = torch.tensor([stream.gist_pages[GistPage(1, n)] for n in (slots // 32).tolist()])
         for layer in range(3):
             got = pool.keys[layer][pages, :, slots % 32].transpose(0, 1)
             torch.testing.assert_close(got, wanted.keys[layer][0], rtol=1e-3, atol=1e-4)
@@ -108,7 +109,7 @@ def test_gists_fill_the_budget_and_never_pass_it(rows, trained):
     for block in (*blocks, 5):
         if block < stream.gisted_blocks:
             slot = torch.arange(block * rows, (block + 1) * rows)
-            page = torch.tensor([stream.gist_pages[n] for n in (slot // 32).tolist()])
+            page = torch.tensor([stream.gist_pages[GistPage(1, n)] for n in (slot // 32).tolist()])
             row = page * 32 + slot % 32
             assert not torch.isin(row, shown).any()
     assert step.key_places.max() < max(trained, LIMITS.budget_places)
@@ -168,11 +169,11 @@ def test_focus_prefers_wanted_blocks_to_gists():
     stream.gist_rows, stream.wanted = 4, [40, 41, 60, 61, 17]
     spared = FocusLimits(budget_places=160, recent_tokens=0, gist_pages_min=2)
     blocks, gists = stream.focus(spared, 1)
-    assert (blocks, gists) == ([0, 40, 100], [5, 7])
+    assert (blocks, gists) == ([0, 40, 100], [GistPage(1, 5), GistPage(1, 7)])
     assert stream.focus(replace(spared, gist_pages_min=0), 1) == ([0, 40, 41, 60, 100], [])
     stream.wanted, stream.gist_rows = [], 1
     blocks, gists = stream.focus(LIMITS, 1)
-    assert gists == [0, 1, 2, 3]
+    assert gists == [GistPage(1, n) for n in range(4)]
     assert len(blocks) + len(gists) == 8
 
 
@@ -191,7 +192,7 @@ def test_a_share_for_gists_where_the_queries_would_want_every_place():
     without = replace(limits, gist_pages_max=0)
     full = stream.focus(limits, 1)
     assert stream.focus(PagedConfig(without, focus="step").shares, 1) == full
-    stream.lost_gists = set(range(stream.gist_page_count))
+    stream.lost_gists = {GistPage(1, n) for n in range(stream.gist_page_count)}
     assert stream.focus(PagedConfig(limits, focus="step").shares, 1) == full
 
 

@@ -12,9 +12,10 @@ from transformers.models.gemma3 import Gemma3ForCausalLM
 from megacontext.gists.base import base_from_model
 from megacontext.models.kv_cache import CACHE_ARGUMENT
 from megacontext.paged import PagedConfig, attach, kept
-from megacontext.paged.kept import KeptWriter
+from megacontext.paged.kept import KeptWriter, decode_kept
 from megacontext.paged.memory import PagedMemory
 from megacontext.paged.stream import FocusLimits
+from megacontext.paged.tiling import GistPage
 
 LAYERS, HEADS, KV_HEADS = 3, 4, 2
 NARROW = FocusLimits(budget_places=256, recent_tokens=64)
@@ -61,10 +62,11 @@ def visible(memory: PagedMemory, number: int, new_tokens: int) -> torch.Tensor:
     for block in blocks:
         seen[:, :, block * 32 : (block + 1) * 32] = True
     for page in gists:
-        kept, first = stream.kept[page], stream.gist_blocks(page).start * 32
+        finer = {b for p in gists if p.lod < page.lod for b in stream.gist_blocks(p)}
+        kept, theirs = stream.kept[page], stream.gist_blocks(page)
         for owner, offset in zip(kept.owner.tolist(), kept.token.tolist(), strict=True):
-            token = first + offset
-            if token // 32 not in stream.excluded:
+            token = theirs.start * 32 + offset
+            if token // 32 not in stream.excluded | finer:
                 seen[owner // KV_HEADS, owner % KV_HEADS, token] = True
     return seen
 
@@ -158,7 +160,7 @@ def test_rows_are_those_that_the_queries_look_for():
             memory.read(history)
         finally:
             KeptWriter._use = original
-        kept = memory.streams[0].kept[0]
+        kept = memory.streams[0].kept[GistPage(1, 0)]
     use = torch.stack([heard[layer] for layer in range(LAYERS)]).flatten(0, 1)
     assert len(kept.owner) == LAYERS * KV_HEADS * 32
     chosen = use[kept.owner, kept.token].sum()
@@ -185,7 +187,7 @@ def test_sliding_layers_keep_nothing():
     with attach(model, settings(limits=NARROW)) as memory:
         memory.read(tokens(900))
         logits = model(tokens(3), **{CACHE_ARGUMENT: memory.cache}).logits
-        owners = memory.streams[0].kept[0].owner.unique().tolist()
+        owners = memory.streams[0].kept[GistPage(1, 0)].owner.unique().tolist()
     assert owners == [1, 3]
     assert torch.isfinite(logits).all()
 
@@ -207,7 +209,7 @@ def test_closed_and_opened_again_is_uninterrupted(tmp_path, read):
                 assert memory.token_count == read
                 memory.read(more)
                 found.append(model(new, **{CACHE_ARGUMENT: memory.cache}).logits)
-                assert len(memory.streams[0].kept) == (read + 400) // 256
+                assert memory.streams[0].gist_page_count == (read + 400) // 256
     assert torch.equal(*found)
 
 
@@ -218,7 +220,7 @@ def test_queries_that_a_crash_took_are_asked_again(tmp_path):
     config = settings(limits=WIDE, commit_tokens=32)
     with attach(model, config, store=tmp_path / "kv") as memory:
         memory.read(history)
-        wanted = memory.streams[0].kept
+        wanted = memory.streams[0].gist_page_count
         memory._store.drain()
         memory.commit = lambda: None  # what a killed process does
     with attach(model, config, store=tmp_path / "kv") as memory:
@@ -228,7 +230,7 @@ def test_queries_that_a_crash_took_are_asked_again(tmp_path):
         narrowed(memory)
         logits = model(new, **{CACHE_ARGUMENT: memory.cache}).logits
         memory.forget(3)
-        assert memory.streams[0].kept.keys() == wanted.keys()
+        assert memory.streams[0].gist_page_count == wanted
         seen = visible(memory, 0, 3)
     torch.testing.assert_close(logits, plain(model, history, new, seen), rtol=2e-4, atol=2e-4)
 
@@ -259,13 +261,13 @@ def test_a_stream_goes_on_with_rows_that_another_measure_chose(tmp_path, monkeyp
         patch.setattr(kept, "expected_use", by_place)
         with attach(model, settings(), store=tmp_path / "kv") as memory:
             memory.read(tokens(700))
-            before = memory.streams[0].kept[0]
+            before = memory.streams[0].kept[GistPage(1, 0)]
     with attach(model, settings(), store=tmp_path / "kv") as memory:
-        after = memory.streams[0].kept[0]
+        after = decode_kept(*memory._store.read_whose(0, GistPage(1, 0)))
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
         memory.read(tokens(600, seed=1))
         memory.read(tokens(1))  # pages are made at the beginning of a step
-        assert len(memory.streams[0].kept) == 1300 // 256
+        assert memory.streams[0].gist_page_count == 1300 // 256
 
 
 @torch.inference_mode()

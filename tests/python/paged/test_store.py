@@ -239,6 +239,7 @@ def test_a_damaged_page_is_named_or_left_out(tmp_path, policy, caplog):
     model = tiny()
     with attach(model, settings(), store=tmp_path / "s") as memory:
         memory.read(tokens(900))
+        memory._store.drain()
         needle = memory._store.store.read_rows("kv-f32", 0, 7, 8)[0, 1000:1064].tobytes()
         memory._store.store.checkpoint()
     damage(tmp_path / "s", needle)
