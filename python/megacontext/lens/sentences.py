@@ -33,8 +33,12 @@ class Sentence:
 
 def words_of(text: str) -> set[str]:
     """Lower-cased words, each in the singular of simple plurals."""
-    found = _WORD.findall(text.lower())
-    return {word[:-1] if len(word) > 3 and word.endswith("s") else word for word in found}
+    return {_singular(word) for word in _WORD.findall(text.lower())}
+
+
+def _singular(word: str) -> str:
+    plural = len(word) > 3 and word.endswith("s") and not word.endswith("ss")
+    return word[:-1] if plural else word
 
 
 def sentences(
