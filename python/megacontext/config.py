@@ -125,6 +125,9 @@ class LensConfig:
         _need("neighbour_weights", len(self.neighbour_weights) >= 1, "non-empty", "()")
         _need("keep_ratio", 0.0 < self.keep_ratio <= 1.0, "in (0, 1]", self.keep_ratio)
         _need("max_passages", self.max_passages >= 1, "at least 1", self.max_passages)
+        _need("rare_terms", self.rare_terms >= 0, "0 or more", self.rare_terms)
+        _need("rare_hits", self.rare_hits >= 1, "at least 1", self.rare_hits)
+        _need("newest_nats", self.newest_nats >= 0.0, "0 or more", self.newest_nats)
         _need("apart_nats", self.apart_nats > 0.0, "above 0", self.apart_nats)
         _need("complement_nats", self.complement_nats > 0.0, "above 0", self.complement_nats)
 

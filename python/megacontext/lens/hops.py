@@ -3,8 +3,9 @@
 "In which city was the founder of Moribe Instruments born?" rests on two texts, and the question
 shares words with one of them only. What that one says is looked up in turn: the rare words of its
 statement that the question does not have. Many sentences hold one of them by chance; a next step is
-one that the base finds far likelier behind the statement than by itself (their pointwise mutual
-information). A next step is a statement too, and leads on.
+one that the base finds far likelier behind the statement than by itself (pointwise mutual
+information), and than behind the statement without its names, since sentences of one form foretell
+each other too. A next step is a statement as well, and leads on.
 """
 
 from __future__ import annotations
@@ -14,19 +15,20 @@ from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from megacontext.config import HopConfig
 from megacontext.lens.base import History, Passage
 from megacontext.lens.block_axis import BlockAxis
+from megacontext.lens.counterfactual import AnswerCost, AskedTokens
 from megacontext.lens.sentences import Sentence, words_of
 from megacontext.lens.statements import Statements
-from megacontext.models import FrozenBase, Prompt, TokenArray, left_pad
+from megacontext.models import FrozenBase, TokenArray
 
 # Tokens of a statement, and of a sentence that is compared; of longer ones, the beginning.
 _STATEMENT_TOKENS = 64
 _SENTENCE_TOKENS = 32
+_LEAD = "Text: "
 _WORD = re.compile(r"\w+")
 
 
@@ -35,9 +37,12 @@ class Hops:
 
     def __init__(self, base: FrozenBase, config: HopConfig) -> None:
         self.config = config
-        self._base = base
         self._tokenizer = base.tokenizer
-        self._before = base.tokenizer.chat_parts().before
+        before = base.tokenizer.chat_parts().before
+        if len(before) < 2:  # no chat template, perhaps no beginning of text either
+            before = np.concatenate([before, base.tokenizer.encode(_LEAD)])
+        self._before = before
+        self._cost = AnswerCost(base, before[:1])
 
     def statements(self, history: History, axis: BlockAxis) -> Statements:
         """What there is to look up in a history."""
@@ -70,7 +75,6 @@ class Hops:
                 left.append((step.text, score))
         return found
 
-    @torch.inference_mode()
     def _steps(self, statement: str, names: set[str], near: Sequence[Sentence]) -> list[Sentence]:
         """Those of `near` that the statement, and its names, make far likelier."""
         config, encode = self.config, self._tokenizer.encode
@@ -87,19 +91,12 @@ class Hops:
         told &= behind <= without - config.names_nats
         return [sentence for sentence, taken in zip(near, told, strict=True) if taken]
 
-    def _surprise(self, before: str, texts: Sequence[TokenArray]) -> NDArray[np.float32]:
-        """-ln p(text | before) of each text, nats, float32 [N]."""
+    def _surprise(self, before: str, texts: Sequence[TokenArray]) -> NDArray[np.float64]:
+        """-ln p(text | before) of each text, nats, float64 [N]. Reads `before` once."""
         said = self._tokenizer.encode(before)[:_STATEMENT_TOKENS]
-        prompts = [Prompt.of_tokens(np.concatenate([self._before, said, text])) for text in texts]
-        longest = max(map(len, texts))
-        step_input = left_pad(self._base, prompts)
-        logits = self._base.step(step_input, self._base.new_cache(), keep_logits=longest + 1)
-        total = np.zeros(len(texts), np.float32)
-        for at, text in enumerate(texts):
-            chosen = torch.from_numpy(text.astype(np.int64)).to(logits.device)
-            likelihood = torch.log_softmax(logits[at, -len(text) - 1 : -1].float(), dim=-1)
-            total[at] = -float(likelihood.gather(-1, chosen[:, None]).sum())
-        return total
+        lead = np.concatenate([self._before, said])
+        # The lead's last token foretells a text's first one, so it is read with the texts.
+        return self._cost.nats(lead[1:-1], [AskedTokens(lead[-1:], text) for text in texts])
 
 
 def _text(found: Sequence[Sentence]) -> str:

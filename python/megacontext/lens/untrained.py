@@ -163,6 +163,8 @@ class UntrainedLens:
     def _rare_places(self, history: History, axis: BlockAxis, text: str) -> list[int]:
         """For each of the rarest words of `text`, the newest place that has it, rarest first."""
         found: dict[int, int] = {}  # newest place -> places
+        if not self.config.rare_terms:
+            return []
         for term in dict.fromkeys(_WORD.findall(text.lower())):
             hits = history.search(term, self.config.rare_hits + 1)
             places = axis.places(hits.partitions, hits.blocks)

@@ -12,6 +12,7 @@ from megacontext.lens import Passage, Question, UntrainedLens
 from megacontext.lens.block_axis import BlockAxis
 from megacontext.lens.hops import Hops
 from megacontext.lens.sentences import words_of
+from megacontext.models.tokenizer import ChatParts
 from megacontext_ext.errors import InvalidArgument
 
 ASKED = "Which variables hold the value 31915?"
@@ -134,6 +135,39 @@ def test_surprise_is_that_of_the_plain_model(tiny_base):
             chosen = torch.log_softmax(logits[len(lead) - 1 : -1].float(), -1)
             expected = -chosen.gather(-1, whole[len(lead) :, None]).sum()
             assert got[line] == pytest.approx(float(expected), abs=2e-2)
+
+
+def test_a_base_without_chat_or_beginning_is_read_too(memory):
+    class Plain:
+        def __getattr__(self, name):
+            return getattr(memory.base, name)
+
+        @property
+        def tokenizer(self):
+            tokenizer, nothing = memory.base.tokenizer, np.zeros(0, np.uint32)
+
+            class Bare:
+                def __getattr__(self, name):
+                    return getattr(tokenizer, name)
+
+                def chat_parts(self):
+                    return ChatParts(nothing, nothing)
+
+            return Bare()
+
+    hops = Hops(Plain(), HopConfig())
+    nats = hops._surprise("", [memory.base.tokenizer.encode("\nA log")])
+    assert np.isfinite(nats).all()
+    assert nats[0] > 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("rare_terms", -1), ("rare_hits", 0), ("newest_nats", -0.5)],
+)
+def test_bad_settings_of_the_lens_are_refused(name, value):
+    with pytest.raises(InvalidArgument, match=f"{name}.*{value}"):
+        LensConfig(**{name: value})
 
 
 @pytest.mark.parametrize(
