@@ -21,7 +21,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,6 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from benchmarks.harness import Bench, Case
-from benchmarks.runtime.bench_paged_quality import rewind
 from megacontext.demo.corpus import load_corpus
 from megacontext.eval.statistics import bootstrap_interval
 from megacontext.models import FrozenBase, load
@@ -263,26 +262,24 @@ def asked_first(model: PreTrainedModel, text: Text, press: Any) -> Score:
     return found | {"read_s": statistics.fmean(seconds), "held_mib": statistics.fmean(held)}
 
 
-class Rewound:
-    """A paged memory that each reader continues from the same state."""
+class Asides(ExitStack):
+    """A paged memory that is asked on the side: each reader begins from the same state."""
 
     def __init__(
         self, model: PreTrainedModel, memory: PagedMemory, wanted: dict[str, list[int]]
     ) -> None:
+        super().__init__()
         self._model, self._memory, self._wanted = model, memory, wanted
-        self._end = memory.token_count
 
     def fresh(self, question: str) -> Ask:
-        memory, stream = self._memory, self._memory.streams[0]
-        rewind(stream, self._end)
-        if memory._chooser is not None and 0 in memory._chooser._keys:
-            kept = memory._chooser._keys[0]
-            kept.block_count = min(kept.block_count, self._end // 32)
-        stream.wanted = self._wanted.get(question, [])
+        """A reader for `question`; the one before ends."""
+        self.close()
+        self.enter_context(self._memory.aside())
+        self._memory.focus(self._wanted.get(question, []))
 
         def ask(ids: Tensor) -> Tensor:
-            memory.cache.begin_call()
-            return self._model(ids, **{CACHE_ARGUMENT: memory.cache}).logits[0]
+            self._memory.cache.begin_call()
+            return self._model(ids, **{CACHE_ARGUMENT: self._memory.cache}).logits[0]
 
         return ask
 
@@ -325,13 +322,13 @@ def by_paging(
             began = time.perf_counter()
             memory.read(text.history)
             seconds = time.perf_counter() - began
-            reader = Rewound(model, memory, wanted)
-            found[name] = scores(text, reader.fresh)
-            found[name] |= {
-                "read_s": seconds,
-                "token_ms": 1e3 * token_seconds(reader.fresh("")),
-                "held_mib": attended_bytes(memory) / 2**20,
-            }
+            with Asides(model, memory, wanted) as reader:
+                found[name] = scores(text, reader.fresh)
+                found[name] |= {
+                    "read_s": seconds,
+                    "token_ms": 1e3 * token_seconds(reader.fresh("")),
+                    "held_mib": attended_bytes(memory) / 2**20,
+                }
     return found
 
 

@@ -30,7 +30,7 @@ import torch
 from benchmarks.harness import Bench, Case
 from benchmarks.runtime.bench_paged_peers import (
     COLUMNS,
-    Rewound,
+    Asides,
     Score,
     Text,
     bodies,
@@ -113,8 +113,9 @@ def measure(
             settings = replace(config, focus="step" if focus == "step" else "caller")
             with placed(rule), attach(base.model, settings) as memory:
                 memory.read(text.history)
-                reader = Rewound(base.model, memory, wanted if focus == "question" else {})
-                found[f"{rule}, {focus} focus"] = scores(text, reader.fresh)
+                asked = wanted if focus == "question" else {}
+                with Asides(base.model, memory, asked) as reader:
+                    found[f"{rule}, {focus} focus"] = scores(text, reader.fresh)
     return found
 
 

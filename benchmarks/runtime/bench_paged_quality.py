@@ -33,8 +33,7 @@ from megacontext.models.kv_cache import CACHE_ARGUMENT
 from megacontext.models.tokenizer import TextTokenizer
 from megacontext.paged import PagedConfig, attach
 from megacontext.paged.memory import PagedMemory
-from megacontext.paged.stream import FocusLimits, Stream
-from megacontext.paged.tiling import GistPage
+from megacontext.paged.stream import FocusLimits
 
 TESTS = ["tests/python/paged/test_gists.py"]
 STEP = 32
@@ -70,25 +69,14 @@ def truncated(model: torch.nn.Module, ids: Tensor, history: int, places: int) ->
 @torch.inference_mode()
 def through(memory: PagedMemory, model: torch.nn.Module, ids: Tensor, history: int) -> float:
     """The same through the memory, which is afterwards as it was."""
-    stream, total = memory.streams[0], 0.0
-    for start in range(history, len(ids) - 1, STEP):
-        end = min(start + STEP, len(ids) - 1)
-        memory.cache.begin_call()
-        logits = model(ids[None, start:end], **{CACHE_ARGUMENT: memory.cache}).logits[0]
-        total += sum_nll(logits, ids[start + 1 : end + 1])
-    rewind(stream, history)
+    total = 0.0
+    with memory.aside():
+        for start in range(history, len(ids) - 1, STEP):
+            end = min(start + STEP, len(ids) - 1)
+            memory.cache.begin_call()
+            logits = model(ids[None, start:end], **{CACHE_ARGUMENT: memory.cache}).logits[0]
+            total += sum_nll(logits, ids[start + 1 : end + 1])
     return total / (len(ids) - 1 - history)
-
-
-def rewind(stream: Stream, end: int) -> None:
-    """Takes a stream back to `end` tokens, and to the gist pages of those."""
-    stream.token_count, stream.tokens = end, stream.tokens[:end]
-    stream.stored_blocks = min(stream.stored_blocks, end // 32)
-    stream.gisted_blocks = min(stream.gisted_blocks, end // 32)
-    size = 32 // stream.gist_rows
-    parent = GistPage(1, stream.gisted_blocks // size).parent
-    made = stream.coarse_pages
-    stream.coarse_pages = [min(made[0], parent.number), min(made[1], parent.parent.number)]
 
 
 def gists_for(model_name: str, wanted: str = "") -> dict[str, tuple[str, int, list[str]]]:

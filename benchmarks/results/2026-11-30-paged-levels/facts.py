@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.runtime.bench_paged_peers import Rewound, Text, answers, bodies
+from benchmarks.runtime.bench_paged_peers import Asides, Text, answers, bodies
 from megacontext.eval.statistics import bootstrap_interval, paired_comparison
 from megacontext.models import load
 from megacontext.paged import PagedConfig, attach
@@ -31,22 +31,23 @@ def measure(base, text: Text) -> dict[str, float]:
         config = PagedConfig(limits=WIDE, read_tokens=1024, gists="kept", gist_rows=rows)
         with attach(base.model, config) as memory:
             memory.read(text.history)
-            reader = Rewound(base.model, memory, {})
+            with Asides(base.model, memory, {}) as reader:
 
-            def asked(question, lead, reader=reader):
-                ask = reader.fresh(question)
-                ask(lead)
-                return ask
+                def asked(question, lead, reader=reader):
+                    ask = reader.fresh(question)
+                    ask(lead)
+                    return ask
 
-            for places in BUDGETS:
-                for lod in (0, 1, 3) if rows == 4 else (1,):  # 0: no gist pages
-                    limits = FocusLimits(budget_places=places, gist_lod_max=max(1, lod))
-                    limits = limits if lod else replace(limits, gist_pages_max=0)
-                    memory.config = replace(config, limits=limits)
-                    name = f"{rows} a block, {places} places, " + (f"LOD {lod}" if lod else "none")
-                    found[name] = answers(text, asked)["digits"]
-            memory.config = config
-            found["everything"] = answers(text, asked)["digits"]
+                for places in BUDGETS:
+                    for lod in (0, 1, 3) if rows == 4 else (1,):  # 0: no gist pages
+                        limits = FocusLimits(budget_places=places, gist_lod_max=max(1, lod))
+                        limits = limits if lod else replace(limits, gist_pages_max=0)
+                        memory.config = replace(config, limits=limits)
+                        shown = f"LOD {lod}" if lod else "none"
+                        name = f"{rows} a block, {places} places, {shown}"
+                        found[name] = answers(text, asked)["digits"]
+                memory.config = config
+                found["everything"] = answers(text, asked)["digits"]
     return found
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -98,7 +99,8 @@ class StepFocus:
     """Chooses by the model's own queries: of the last tokens, in a few layers.
 
     Args of its constructor: the pages' layout, the settings, each layer's rotary frequencies and
-    attention type; layers with a sliding window have no say.
+    attention type (layers with a sliding window have no say), a folder for mean keys (None: they
+    are in memory).
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class StepFocus:
         config: PagedConfig,
         rotary: Sequence[LayerRotary],
         kinds: Sequence[str],
+        folder: Path | None = None,
     ) -> None:
         whole = [n for n, kind in enumerate(kinds) if kind != "sliding_attention"]
         whole = whole or list(range(layout.layers))
@@ -114,9 +117,10 @@ class StepFocus:
         self._config = config
         self._shape = (len(self.layers), layout.kv_heads, layout.head_width)
         self._rotary = [rotary[layer] for layer in self.layers]
+        self._folder = folder
         self._keys: dict[int, PageKeys] = {}
         self._heard: dict[int, list[Tensor]] = {}  # stream -> queries, a layer each
-        self._since: dict[int, int] = {}  # stream -> tokens since it last chose
+        self.since: dict[int, int] = {}  # stream -> tokens since it last chose
 
     def hear(self, layer: int, queries: Tensor, counts: Sequence[int]) -> None:
         """Takes a layer's queries [T, Hq, E] of a step; keeps the last few of each stream."""
@@ -127,7 +131,7 @@ class StepFocus:
         start = 0
         for number, count in enumerate(counts):
             if at == 0:
-                self._since[number] = self._since.get(number, 0) + count
+                self.since[number] = self.since.get(number, 0) + count
                 self._heard[number] = []
             if count and self._is_due(number, count):
                 last = queries[start + max(0, count - QUERIES) : start + count]
@@ -139,7 +143,7 @@ class StepFocus:
         heard = self._heard.pop(number, [])
         if len(heard) < len(self.layers) or not self.block_count(number):
             return None
-        self._since[number] = 0
+        self.since[number] = 0
         scores = self._keys[number].score(torch.stack(heard), self._shape[-1] ** -0.5)
         held = stream.wanted[: self._config.choice_blocks]
         count = 2 * self._config.limits.budget_places // K
@@ -153,10 +157,12 @@ class StepFocus:
 
     def take(self, number: int, means: Tensor) -> None:
         """Takes mean keys [N, A, Hkv, E] of the next blocks."""
-        self._keys.setdefault(number, PageKeys(self._shape)).add(means)
+        if number not in self._keys:
+            self._keys[number] = PageKeys(self._shape, self._folder)
+        self._keys[number].add(means)
 
     def block_count(self, number: int) -> int:
         return self._keys[number].block_count if number in self._keys else 0
 
     def _is_due(self, number: int, count: int) -> bool:
-        return count > 1 or self._since[number] >= self._config.refocus_tokens
+        return count > 1 or self.since[number] >= self._config.refocus_tokens

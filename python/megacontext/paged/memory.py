@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from transformers import PreTrainedModel
 
 from megacontext.config import K
 from megacontext.models.kv_cache import CACHE_ARGUMENT
+from megacontext.paged.aside import Before
 from megacontext.paged.cache import PagedCache
 from megacontext.paged.config import PagedConfig
 from megacontext.paged.focus import ActionKind, FocusAction, FocusLog, StepFocus
@@ -67,13 +70,15 @@ class PagedMemory:
         self._new_tokens: list[int] = []
         self._real: Tensor | None = None
         self._ids: Tensor | None = None
+        self._before: Before | None = None  # an aside, while one is open
         kinds = getattr(shape, "layer_types", None) or ["full_attention"] * self.layer_count
         self._rotary = RotaryTakeover(model, kinds)
         self._gists = gist_pages(model, config, layout, self._rotary.layers, kinds, store)
         self._log = FocusLog()
         self._chooser: StepFocus | None = None
         if config.focus == "step":
-            self._chooser = StepFocus(layout, config, self._rotary.layers, kinds)
+            folder = None if store is None else Path(store.store.path)
+            self._chooser = StepFocus(layout, config, self._rotary.layers, kinds, folder)
             if store is not None:
                 store.use_keys(self._chooser.layers)
         self._watch = model.get_input_embeddings().register_forward_pre_hook(self._note_ids)
@@ -151,6 +156,29 @@ class PagedMemory:
         chosen.token_count -= count
         del chosen.tokens[chosen.token_count :]
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is read and generated inside is taken back at the end, and so are focus, pins and
+        exclusions: many questions can be asked of one history, and none becomes part of it.
+
+        Nothing of it is written. Its blocks stay in memory until the end, beside the budget.
+
+        Raises:
+            InvalidArgument: inside another aside, or for `commit` inside.
+
+        Cost: no model step.
+        """
+        if self._before is not None:
+            raise InvalidArgument("[paged] an aside is open already")
+        self._before = before = Before.of(self.streams, self._chooser, self._gists)
+        try:
+            yield
+        finally:
+            self._before = self._step = None
+            before.restore(self.streams, self._residents, self._chooser)
+            self._gists = before.gists
+            self.cache.begin_call()
+
     def focus(self, blocks: list[int], stream: int = 0) -> None:
         """Sets which blocks are wanted, best first. Costs no model step: only plans change.
 
@@ -211,23 +239,25 @@ class PagedMemory:
         """Everything read so far is in the store, durable, on return.
 
         Raises:
-            InvalidArgument: the memory has no store. StoreFailed: the store takes no more.
+            InvalidArgument: the memory has no store, or an aside is open.
+            StoreFailed: the store takes no more.
         """
+        if self._before is not None:
+            raise InvalidArgument("[paged] an aside is open, of which nothing is kept")
         if self._store is None:
             raise InvalidArgument("[paged] commit needs a store: attach(model, store=PATH)")
-        tails = {}
         for number, stream in enumerate(self.streams):
             if self._gists is not None:
                 self._write_gists(number, 0)
-            if self._gists is not None:
-                self._gists.save(number, stream)
             start = stream.token_count // K * K
             page = None
             if start < stream.token_count:
                 page = self.pool.read_pages([stream.pages[start // K]])[0]
             tail = np.array(stream.tokens[start : stream.token_count], np.uint32)
-            tails[number] = (tail, stream.token_count, page)
-        self._store.commit(tails)
+            self._store.write_tail(number, tail, stream.token_count, page)
+            if self._gists is not None:
+                self._gists.save(number, stream)
+        self._store.commit()
 
     def begin_step(self, real: Tensor | None, shape: tuple[int, int]) -> None:
         """Called by the first layer: pages and a plan for the step's tokens."""
@@ -238,7 +268,7 @@ class PagedMemory:
         for stream, count in zip(self.streams, counts, strict=True):
             if count:
                 stream.required(self.config.shares, count)  # refuses before anything is taken
-        if self._gists is not None:
+        if self._gists is not None and self._before is None:
             own = sum(len(s.own_blocks(n)) for s, n in zip(self.streams, counts, strict=True))
             for number in range(len(self.streams)):
                 self._write_gists(number, own)
@@ -427,7 +457,7 @@ class PagedMemory:
         their mean keys."""
         store, stream = self._store, self.streams[number]
         first, end = stream.stored_blocks, stream.token_count // K
-        if first == end or (store is None and self._chooser is None):
+        if self._before is not None or first == end or (store is None and self._chooser is None):
             return
         pages = [stream.pages[block] for block in range(first, end)]
         content = self.pool.read_pages(pages)

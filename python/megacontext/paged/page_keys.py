@@ -8,10 +8,17 @@ heads and layers: heads that look everywhere weigh little, heads that look for o
 
 from __future__ import annotations
 
+import math
+import mmap
+import os
+import tempfile
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
 from megacontext.paged.rotary import LayerRotary
+from megacontext_ext.errors import StoreFailed
 
 LAYER_COUNT = 4
 _CHUNK = 2048  # blocks
@@ -28,12 +35,14 @@ def scored_layers(layers: int) -> tuple[int, ...]:
 class PageKeys:
     """Mean keys of the complete blocks of one stream, for A layers.
 
-    Memory: A * Hkv * E bfloat16 numbers a block, as the store has them: 1.5 KB for SmolLM2-135M,
-    48 bytes a token; in chunks, so that growing copies nothing.
+    A * Hkv * E bfloat16 numbers a block, as the store has them: 1.5 KB for SmolLM2-135M, 48 bytes a
+    token; in chunks, so that growing copies nothing. With a `folder` chunks are files there that
+    have no name and end with the process: the system may drop their pages and read them again.
     """
 
-    def __init__(self, shape: tuple[int, int, int]) -> None:
+    def __init__(self, shape: tuple[int, int, int], folder: Path | None = None) -> None:
         self._shape = shape
+        self._folder = folder
         self._chunks: list[Tensor] = []  # [A, Hkv, _CHUNK, E]
         self.block_count = 0
 
@@ -46,14 +55,17 @@ class PageKeys:
         return every[:, :, : self.block_count].permute(2, 0, 1, 3)
 
     def add(self, keys: Tensor) -> None:
-        """Appends the mean keys [N, A, Hkv, E] of the next blocks."""
+        """Appends the mean keys [N, A, Hkv, E] of the next blocks.
+
+        Raises:
+            StoreFailed: the folder has no room for the next chunk.
+        """
         layers, heads, width = self._shape
         keys = keys.permute(1, 2, 0, 3)
         while keys.shape[2]:
             chunk, at = divmod(self.block_count, _CHUNK)
             if chunk == len(self._chunks):
-                fresh = torch.zeros(layers, heads, _CHUNK, width, dtype=torch.bfloat16)
-                self._chunks.append(fresh)
+                self._chunks.append(_zeros((layers, heads, _CHUNK, width), self._folder))
             count = min(_CHUNK - at, keys.shape[2])
             self._chunks[chunk][:, :, at : at + count] = keys[:, :, :count]
             keys = keys[:, :, count:]
@@ -84,6 +96,21 @@ class PageKeys:
                     torch.mm(asked[layer, head], chunk[layer, head].float().mT, out=part)
                 total += shares[:, : self.block_count].softmax(-1).sum(0)
         return total / asked[..., 0].numel()
+
+
+def _zeros(shape: tuple[int, ...], folder: Path | None) -> Tensor:
+    """bfloat16 zeros, mapped from a nameless file in `folder` if there is one."""
+    if folder is None:
+        return torch.zeros(shape, dtype=torch.bfloat16)
+    size = 2 * math.prod(shape)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, size)  # a full disk says so here, not by SIGBUS
+            return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=torch.bfloat16).view(
+                shape
+            )
+    except OSError as error:
+        raise StoreFailed(f"[paged] {folder} has no {size} bytes for mean keys: {error}") from error
 
 
 def mean_keys(content: Tensor, layers: tuple[int, ...]) -> Tensor:

@@ -315,8 +315,8 @@ class PageStore:
                 self.write_side(kind.use, number, first, page)
 
     def write_queries(self, number: int, ring: int, asked: Tensor, end: int) -> None:
-        """Queries [layers, T, Hq, E] of a block whose tokens so far end at `end`; the next commit
-        makes them durable."""
+        """Queries [layers, T, Hq, E] of a block whose tokens so far end at `end` and are written;
+        the next commit makes them durable."""
         assert self._query_codec is not None
         full = asked.new_zeros(self._query_codec.shape)
         full[:, : asked.shape[1]] = asked
@@ -338,22 +338,24 @@ class PageStore:
             return None
         return self._query_codec.decode(row[:, _COUNT_BYTES:], self._layout.dtype)[0]
 
-    def commit(self, tails: dict[int, tuple[NDArray[np.uint32], int, Tensor | None]]) -> None:
-        """Everything written so far is durable on return, and the streams' tails with it.
-
-        Args:
-            tails: stream -> (tokens from the last complete block on, token count, page or None).
-        """
+    def write_tail(
+        self, number: int, tokens: NDArray[np.uint32], count: int, page: Tensor | None
+    ) -> None:
+        """Writes a stream's tokens from the last complete block on, of `count` in all, and their
+        page, once all complete blocks are written; the next commit makes them durable."""
         self.drain()
-        for number, (tokens, count, page) in tails.items():
-            partition = self.partition(number)
-            fresh = self._fresh_tokens(number, count - len(tokens), tokens)
-            if len(fresh):
-                self.store.append_tokens(partition, fresh)
-            if page is not None and count:
-                row = self._tail_codec.encode(page[None])[0]
-                head = np.array([count], np.uint64).view(np.uint8)
-                self.store.put_rows(TAIL_ROWS, partition, 0, np.concatenate((head, row))[None])
+        partition = self.partition(number)
+        fresh = self._fresh_tokens(number, count - len(tokens), tokens)
+        if len(fresh):
+            self.store.append_tokens(partition, fresh)
+        if page is not None and count:
+            row = self._tail_codec.encode(page[None])[0]
+            head = np.array([count], np.uint64).view(np.uint8)
+            self.store.put_rows(TAIL_ROWS, partition, 0, np.concatenate((head, row))[None])
+
+    def commit(self) -> None:
+        """Everything written so far is durable on return."""
+        self.drain()
         self.store.commit()
         self._since_commit = 0
 

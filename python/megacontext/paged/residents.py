@@ -123,6 +123,12 @@ class Residents:
         if self._reader is not None:
             self._reader.shutdown(cancel_futures=True)
 
+    def drop(self, keys: list[PageKey]) -> None:
+        """Gives the pages of resident `keys` back; nothing keeps what they held."""
+        for key in keys:
+            self._recent.pop(key, None)
+            self.pool.release([self._pop(key)])
+
     def put(self, key: PageKey, content: Tensor) -> None:
         """Makes one page resident with this content [L, 2, Hkv, 32, E]."""
         self.bring([], [key])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -64,19 +67,38 @@ def test_the_block_whose_keys_answer_a_query_has_the_greatest_share():
     assert {217, 33} <= set(scores.topk(8).indices.tolist())
 
 
-def test_keys_lie_in_chunks_and_score_as_in_one_piece(monkeypatch):
+def test_keys_lie_in_chunks_and_score_as_in_one_piece(monkeypatch, tmp_path):
     generator = torch.Generator().manual_seed(5)
     content = torch.randn(150, 2, 2, 64, generator=generator).bfloat16()
     queries = torch.randn(2, 3, 4, 64, generator=generator)
     found = []
-    for chunk in (2048, 64):
+    for chunk, folder in ((2048, None), (64, None), (64, tmp_path)):
         monkeypatch.setattr(page_keys, "_CHUNK", chunk)
-        keys = PageKeys((2, 2, 64))
+        keys = PageKeys((2, 2, 64), folder)
         for part in content.split(47):
             keys.add(part)
         assert torch.equal(keys.keys, content)
         found.append(keys.score(queries, 0.1))
-    torch.testing.assert_close(*found)
+    torch.testing.assert_close(found[1], found[0])
+    assert torch.equal(found[2], found[1])
+    assert not list(tmp_path.iterdir()), "the file has no name"
+
+
+def test_keys_that_the_disk_has_no_room_for_are_refused(tmp_path):
+    """The limit on file sizes stands for the disk."""
+    script = f"""
+import pathlib, resource, signal, torch
+from megacontext.paged.page_keys import PageKeys
+from megacontext_ext.errors import StoreFailed
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, resource.RLIM_INFINITY))
+try:
+    PageKeys((2, 2, 64), pathlib.Path({str(tmp_path)!r})).add(torch.ones(3, 2, 2, 64))
+except StoreFailed as error:
+    print("told:", error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "has no 1048576 bytes for mean keys" in done.stdout, done.stderr
 
 
 def test_a_turned_query_meets_unrotated_keys_as_a_rotated_one_meets_rotated_keys():

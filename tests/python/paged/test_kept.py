@@ -192,13 +192,16 @@ def test_sliding_layers_keep_nothing():
     assert torch.isfinite(logits).all()
 
 
-@pytest.mark.parametrize("read", [700, 767, 768, 1025])
+@pytest.mark.parametrize(
+    ("read", "rows"),
+    [(700, 4), (767, 4), (768, 4), (1025, 4), (1, 1), (40, 1), (300, 4), (1000, 1), (1030, 1)],
+)
 @torch.inference_mode()
-def test_closed_and_opened_again_is_uninterrupted(tmp_path, read):
+def test_closed_and_opened_again_is_uninterrupted(tmp_path, read, rows):
     model, more, new = tiny(), tokens(400, seed=5), tokens(3, seed=6)
     found = []
     for name in ("whole", "parts"):
-        config = settings(limits=NARROW)
+        config = settings(rows, limits=NARROW, pages_max=64)
         with attach(model, config, store=tmp_path / name) as memory:
             memory.read(tokens(read))
             if name == "whole":
@@ -209,7 +212,7 @@ def test_closed_and_opened_again_is_uninterrupted(tmp_path, read):
                 assert memory.token_count == read
                 memory.read(more)
                 found.append(model(new, **{CACHE_ARGUMENT: memory.cache}).logits)
-                assert memory.streams[0].gist_page_count == (read + 400) // 256
+                assert memory.streams[0].gist_page_count == (read + 400) * rows // 1024
     assert torch.equal(*found)
 
 

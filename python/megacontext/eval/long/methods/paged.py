@@ -56,7 +56,7 @@ class PagedMethod:
         )
 
     def answer(self, example: Example) -> Reply:
-        before, tail = self.reader.around(example)
+        before, _ = self.reader.around(example)
         history = np.concatenate([before, self.reader.history_tokens(example)])
         if len(history) > self.max_tokens:
             raise NotApplicable(f"{len(history)} tokens, read one by one at most {self.max_tokens}")
@@ -68,32 +68,38 @@ class PagedMethod:
             store = Path(folder) / "pages"
             try:
                 with attach(model, self.config, store=store, tokenizer=tokenizer) as memory:
-                    reply = self._told(memory, example, history, tail)
+                    started = time.perf_counter()
+                    memory.read(_row(history))
+                    memory.commit()
+                    ingest_s = time.perf_counter() - started
+                    reply = replace(self.ask(memory, example), ingest_s=ingest_s)
             except (OverBudget, Unsupported) as reason:
                 raise NotApplicable(str(reason)) from reason
             kept = sum(p.stat().st_size for p in store.rglob("*") if p.is_file())
         return replace(reply, state_bytes=kept)
 
-    def _told(
-        self, memory: PagedMemory, example: Example, history: TokenArray, tail: TokenArray
-    ) -> Reply:
-        started = time.perf_counter()
-        memory.read(_row(history))
-        memory.commit()
-        ingest_s = time.perf_counter() - started
-        started = time.perf_counter()
+    def ask(self, memory: PagedMemory, example: Example) -> Reply:
+        """The answer to the example's question over what `memory` has read; in an aside, so that
+        the next question finds the memory as it was."""
+        _, tail = self.reader.around(example)
+        end, count = memory.token_count, example.max_new_tokens
         # The question and the answer so far stay in view whole, beside what is chosen for them.
-        own = len(tail) + example.max_new_tokens
-        places = min(self.history_places + (own // K + 2) * K, self.reader.budget_places)
-        limits = FocusLimits(places, recent_tokens=example.max_new_tokens)
-        memory.config = replace(self.config, limits=limits)
-        memory.focus_on(example.question)
-        memory.read(_row(tail[:-1]))
-        memory.pin(list(range(len(history) // K, memory.token_count // K)))
-        before_s = time.perf_counter() - started
-        count, at = example.max_new_tokens, len(history) + len(tail) - 1
-        reading = self.reader.go_on(memory.cache, tail[-1:], at, count, places)
-        return reply_of(reading, ingest_s=ingest_s, before_s=before_s)
+        own = (len(tail) + count) // K + 2
+        places = min(self.history_places + own * K, self.reader.budget_places)
+        config = memory.config
+        started = time.perf_counter()
+        with memory.aside():
+            memory.config = replace(config, limits=FocusLimits(places, recent_tokens=count))
+            try:
+                memory.focus_on(example.question)
+                memory.read(_row(tail[:-1]))
+                memory.pin(list(range(end // K, memory.token_count // K)))
+                before_s = time.perf_counter() - started
+                at = end + len(tail) - 1
+                reading = self.reader.go_on(memory.cache, tail[-1:], at, count, places)
+            finally:
+                memory.config = config
+        return reply_of(reading, before_s=before_s)
 
 
 def _row(tokens: TokenArray) -> torch.Tensor:
