@@ -1,10 +1,11 @@
 """A paged memory under kills: a stream without end, questions, a memory limit, a reference replay.
 
 A child reads a stream block by block into a store, far beyond its budget and its limit on pages.
-Every few blocks it focuses on random blocks and asks: the logits' digest is the answer. The parent
-kills it (SIGKILL) at random moments and starts it again on the same store. In the end a reference
-that was never interrupted, has no store and no limit on memory replays the stream: every answer, of
-every life, must be its answer bit for bit.
+Every few blocks it asks on the side, with random blocks in focus: the logits' digest is the answer.
+What is out of focus is shown by kept rows, unless `--gists off`. The parent kills it (SIGKILL) at
+random moments and starts it again on the same store. In the end a reference that was never
+interrupted, has no store and no limit on memory replays the stream: every answer, of every life,
+must be its answer bit for bit.
 
     python -m benchmarks.runtime.soak --minutes 5 --out FOLDER
 """
@@ -35,8 +36,8 @@ from megacontext_ext import Store
 
 K = 32
 ASK_EVERY_BLOCKS = 8
-PROBE_TOKENS = 5
-PAGES_MAX = 24
+PROBE_TOKENS = 40
+PAGES_MAX = {"off": 24, "kept": 40}  # choosing rows needs what precedes them, too
 LIMITS = FocusLimits(budget_places=256, recent_tokens=64)
 
 
@@ -46,9 +47,9 @@ def block_ids(block: int, count: int = K) -> Tensor:
     return torch.randint(3, 256, (1, count), generator=generator)
 
 
-def config(pages_max: int, pages: Any) -> PagedConfig:
+def config(pages_max: int, pages: Any, gists: Any) -> PagedConfig:
     return PagedConfig(
-        limits=LIMITS, pages_max=pages_max, read_tokens=K, gists="off", pages=pages,
+        limits=LIMITS, pages_max=pages_max, read_tokens=K, gists=gists, gist_rows=4, pages=pages,
         commit_tokens=8 * K,
     )  # fmt: skip
 
@@ -62,20 +63,18 @@ def live(model: Any, memory: PagedMemory) -> Iterator[tuple[int, str]]:
         block += 1
         if block % ASK_EVERY_BLOCKS:
             continue
-        memory.focus(random.Random(block).sample(range(block), min(4, block)))
-        memory.cache.begin_call()
-        logits = model(block_ids(block, PROBE_TOKENS), **{CACHE_ARGUMENT: memory.cache}).logits
-        memory.forget(PROBE_TOKENS)
-        memory.focus([])
+        with memory.aside():
+            memory.focus(random.Random(block).sample(range(block), min(4, block)))
+            logits = model(block_ids(block, PROBE_TOKENS), **{CACHE_ARGUMENT: memory.cache}).logits
         yield block, hashlib.sha256(logits.numpy().tobytes()).hexdigest()[:16]
 
 
-def child(store: Path, pages: Any) -> None:
+def child(store: Path, pages: Any, gists: Any) -> None:
     """Lives until it is killed; a line an answer."""
-    model = tiny()
-    with attach(model, config(PAGES_MAX, pages), store=store) as memory:
+    model, most = tiny(), PAGES_MAX[gists]
+    with attach(model, config(most, pages, gists), store=store) as memory:
         for block, digest in live(model, memory):
-            assert memory.pool.page_count <= PAGES_MAX
+            assert memory.pool.page_count <= most
             traffic = memory.traffic
             print(block, digest, own_kib(), traffic.evicted, traffic.brought_in, flush=True)
 
@@ -87,7 +86,9 @@ def lives(store: Path, options: argparse.Namespace) -> list[list[list[str]]]:
     while time.monotonic() < end:
         call = [sys.executable, "-m", "benchmarks.runtime.soak", "--child", str(store)]
         process = subprocess.Popen(
-            [*call, "--pages", options.pages], stdout=subprocess.PIPE, text=True
+            [*call, "--pages", options.pages, "--gists", options.gists],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert process.stdout is not None
         lines = [process.stdout.readline()]  # it lives
@@ -104,14 +105,16 @@ def lives(store: Path, options: argparse.Namespace) -> list[list[list[str]]]:
     return found
 
 
-def replay(last: int, store: Path) -> dict[int, str]:
+def replay(last: int, store: Path, gists: str) -> dict[int, str]:
     """The answers of a memory that nothing happens to. Rounding pages needs a store of its own."""
     model, found = tiny(), {}
     with Store.open(store, read_only=True) as held:
         pages = held.identity["pages"]
     with tempfile.TemporaryDirectory() as folder:
         own = None if pages == "f32" else Path(folder) / "replay.kv"
-        unlimited = config(0 if own is None else last + 64, None if own is None else pages)
+        # Twice as many pages as blocks: those of gists are less than the rest.
+        most, kept = (0, None) if own is None else (2 * last + 64, pages)
+        unlimited = config(most, kept, gists)
         with attach(model, unlimited, store=own) as memory:
             for block, digest in live(model, memory):
                 found[block] = digest
@@ -126,17 +129,18 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--life-s", type=float, default=12.0, help="longest life after first words")
     parser.add_argument("--pages", default="f32", choices=("f32", "bf16", "int8"))
+    parser.add_argument("--gists", default="kept", choices=("kept", "off"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.child is not None:
-        child(options.child, options.pages)
+        child(options.child, options.pages, options.gists)
         return
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "soak.kv"
         found = lives(store, options)
         last = max(int(answers[-1][0]) for answers in found)
-        wanted = replay(last, store)
+        wanted = replay(last, store, options.gists)
         with Store.open(store) as held:
             held.check()
     answers = [(int(a[0]), a[1]) for life in found for a in life]
@@ -145,6 +149,7 @@ def main() -> None:
     result = {
         "minutes": options.minutes,
         "pages": options.pages,
+        "gists": options.gists,
         "lives": len(found),
         "tokens": last * K,
         "answers": len(answers),
@@ -158,7 +163,7 @@ def main() -> None:
     print(json.dumps(result, indent=1))
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
-        name = f"soak-{options.pages}.json"
+        name = f"soak-{options.pages}-{options.gists}.json"
         (options.out / name).write_text(json.dumps(result, indent=1) + "\n")
     if wrong:
         raise SystemExit(f"{len(wrong)} answers differ from the replay: {wrong[:3]}")
