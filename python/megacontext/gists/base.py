@@ -158,7 +158,8 @@ class FrozenBase:
         return x.unflatten(-1, (-1, self.shape.head)).transpose(1, 2)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.head)
+        flat = hidden.reshape(-1, hidden.shape[-1])  # or torch copies the head for each sequence
+        return F.linear(flat, self.head).view(*hidden.shape[:-1], -1)
 
     def fingerprint(self) -> str:
         """Identity of the base: sizes and a sample of weights rounded to bf16.

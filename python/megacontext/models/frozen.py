@@ -17,7 +17,7 @@ from transformers.utils import logging
 from megacontext.models import attention
 from megacontext.models.base import BaseFacts, StepInput
 from megacontext.models.catalog import locate
-from megacontext.models.few_rows import fast_few_rows
+from megacontext.models.few_rows import fast_few_rows, multiply_flat
 from megacontext.models.kv_cache import CACHE_ARGUMENT, GrowingCache
 from megacontext.models.tokenizer import TextTokenizer
 from megacontext_ext.errors import InvalidArgument
@@ -36,6 +36,7 @@ class TransformersBase:
         self.model = model.eval().requires_grad_(False)
         if model.config._attn_implementation == "sdpa":
             model.set_attn_implementation(attention.ATTENTION_NAME)
+        multiply_flat(model.get_output_embeddings())
         self._tokenizer = tokenizer
         self._facts = facts_of(model, name)
 

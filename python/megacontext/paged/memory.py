@@ -62,6 +62,7 @@ class PagedMemory:
         self.cache = PagedCache(self.layer_count)
         self.streams: list[Stream] = []
         self._model = model
+        self._body: nn.Module = model.base_model  # without the output layer
         self._layout = layout
         self._store = store
         self._trained_tokens: int = shape.max_position_embeddings
@@ -132,12 +133,11 @@ class PagedMemory:
         for start in range(0, total, self.config.read_tokens):
             end = min(start + self.config.read_tokens, total)
             self.cache.begin_call()
-            self._model(
+            self._body(
                 tokens[:, start:end],
                 attention_mask=None if mask is None else mask[:, start:end],
                 **{CACHE_ARGUMENT: self.cache},
                 use_cache=True,
-                logits_to_keep=1,
             )
             if progress is not None:
                 progress(ReadProgress(end, total))
