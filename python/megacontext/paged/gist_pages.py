@@ -241,6 +241,16 @@ def in_parts(page: Tensor, axis: int, parts: int) -> Tensor:
     return page.unflatten(axis, (parts, -1)).movedim(axis - 1, 0)
 
 
+# Of models that norm what attention gives before it is added to the stream. Gemma and OLMo 2 are
+# known by the norm behind their other half: Llama calls the one before that half by the same name.
+_NORMS_BEHIND = ("post_feedforward_layernorm", "post_self_attn_layernorm")
+
+
+def norms_attention(model: PreTrainedModel) -> bool:
+    """Whether a layer norms what its attention gives before adding it to the stream."""
+    return any(name.endswith(_NORMS_BEHIND) for name, _ in model.named_modules())
+
+
 def gist_pages(
     model: PreTrainedModel,
     config: PagedConfig,
@@ -257,7 +267,7 @@ def gist_pages(
     if config.gists == "learned" or isinstance(config.gists, GistAdapter):
         writer = gist_writer(model, config.gists, config.gist_rows, trained)
     else:
-        kept = KeptWriter(layout, rotary, kinds, config.gist_rows)
+        kept = KeptWriter(layout, rotary, kinds, config.gist_rows, norms_attention(model))
         # Queries are kept only for pages that can be made in the memory there is.
         limit = config.pages_max or (4 * config.limits.budget_places // K if store else 0)
         writer = kept if kept.layers and (not limit or kept.pages_at_once <= limit) else None

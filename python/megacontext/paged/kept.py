@@ -35,7 +35,10 @@ class KeptWriter:
     """Chooses the rows of gist pages and puts them into the pool.
 
     Args of its constructor: the pages' layout; each layer's rotary positions and attention type
-    (layers with a sliding window keep nothing, as they look at nothing far); rows a block.
+    (layers with a sliding window keep nothing, as they look at nothing far); rows a block; whether
+    the model norms what attention gives (Gemma, OLMo 2). Then the size of a layer's values says
+    nothing beside another's, and layers share a page evenly (Gemma 3: 65 % of what the full context
+    gains where uneven shares have 27, benchmarks/results/2026-11-30-paged-gemma).
     """
 
     # Of what a page is, and not of how its rows are chosen: pages say whose their rows are, and a
@@ -48,8 +51,10 @@ class KeptWriter:
         rotary: Sequence[LayerRotary],
         kinds: Sequence[str],
         rows: int,
+        normed: bool = False,
     ) -> None:
         self.rows = rows
+        self._normed = normed
         self.size = K // rows
         self.layers = tuple(n for n, kind in enumerate(kinds) if kind != "sliding_attention")
         self._layout = layout
@@ -115,6 +120,8 @@ class KeptWriter:
         use = torch.zeros(layout.layers, heads, len(blocks) * K)
         for layer in self.layers:
             use[layer] = self._use(layer, number, stream, pool, blocks).cpu()
+            if self._normed:
+                use[layer] /= use[layer].sum().clamp_min(torch.finfo(torch.float32).tiny)
         chosen = choose_rows(use, layout.layers * heads * K)
         page = pool.keys[0].new_zeros(2, layout.layers * heads * K, width)
         own = torch.tensor([stream.pages[block] for block in blocks])
