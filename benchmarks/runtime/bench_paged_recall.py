@@ -220,9 +220,9 @@ def measure(
     run: Recall, store: Path, counts: Sequence[int], most: int, until: float
 ) -> dict[str, Any]:
     """Reads and asks at every count of parts, as far as time goes."""
-    base = run.reader.base
-    config, tokenizer = run.method.config, base.tokenizer
-    with attach(base.model, config, store=store, tokenizer=tokenizer) as memory:  # type: ignore[attr-defined]
+    base: Any = run.reader.base
+    config = run.method.config
+    with attach(base.model, config, store=store, tokenizer=base.tokenizer) as memory:
         for read in counts:
             if not run.read(memory, read, until):
                 break
