@@ -1,0 +1,103 @@
+"""Sentences that hold words of a question side by side, as the question does.
+
+By words alone "serene-hollow" is as good as a line about a serene lake and a hollow tree. A reader
+of passages can tell (`reader.py`); where no model shall run, the order of the words must.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megacontext.lens.base import History
+from megacontext.lens.block_axis import BlockAxis
+from megacontext.lens.sentences import Sentence, sentences
+from megacontext.models import TextTokenizer
+
+_WORD = re.compile(r"\w+")
+# A word in more than one block of so many leads nowhere.
+_RARE = 16
+# Places of a pair that are looked at, newest first; a pair that more sentences hold is no name.
+_LOOKED_AT = 64
+_SENTENCES_MAX = 16
+# Blocks read around a place, so that its sentence is whole, and blocks of a longer one.
+_BEFORE, _BEHIND = 2, 4
+
+
+@dataclass(frozen=True, slots=True)
+class PhraseHit:
+    """A sentence and how much its pairs say: ln(blocks / blocks with a word), summed over both."""
+
+    sentence: Sentence
+    weight: float
+
+
+def phrase_hits(history: History, tokenizer: TextTokenizer, text: str) -> list[PhraseHit]:
+    """Sentences with neighbouring rare words of `text`, most telling first, of equals the newest.
+
+    Cost: a search a word, and the text of at most 64 places a pair.
+    """
+    axis = BlockAxis(history.block_counts(), 1)
+    blocks = int(axis.block_mask().sum())
+    rare = _rare_places(history, axis, text, blocks)
+    found: dict[tuple[int, int, str], float] = {}
+    kept: dict[tuple[int, int, str], Sentence] = {}
+    words = _WORD.findall(text.lower())
+    for first, second in dict.fromkeys(pairwise(words)):
+        if first not in rare or second not in rare:
+            continue
+        weight = sum(math.log(blocks / len(rare[word])) for word in (first, second))
+        together = list(_side_by_side(history, axis, tokenizer, (first, second), rare))
+        if len(together) > _SENTENCES_MAX:
+            continue
+        for sentence in together:
+            key = sentence.partition, sentence.start_block, sentence.text
+            kept[key] = sentence
+            found[key] = found.get(key, 0.0) + weight
+    best = sorted(found, key=lambda key: (-found[key], -key[0], -key[1]))
+    return [PhraseHit(kept[key], found[key]) for key in best]
+
+
+def _rare_places(
+    history: History, axis: BlockAxis, text: str, blocks: int
+) -> dict[str, NDArray[np.int64]]:
+    """Word -> its places on the axis, for those that few blocks hold."""
+    found = {}
+    for word in dict.fromkeys(_WORD.findall(text.lower())):
+        hits = history.search(word, blocks // _RARE + 1)
+        places = axis.places(hits.partitions, hits.blocks)
+        places = places[places >= 0]
+        if 0 < len(places) <= blocks // _RARE:
+            found[word] = places
+    return found
+
+
+def _side_by_side(
+    history: History,
+    axis: BlockAxis,
+    tokenizer: TextTokenizer,
+    pair: tuple[str, str],
+    rare: dict[str, NDArray[np.int64]],
+) -> Iterator[Sentence]:
+    """Each sentence that has the words of `pair` one behind the other, newest first."""
+    first, second = rare[pair[0]], rare[pair[1]]
+    # A word belongs to the block where it ends, so the first one may end a block earlier.
+    near = second[np.isin(second, first) | np.isin(second - 1, first)]
+    pattern = re.compile(rf"\b{re.escape(pair[0])}\W{{1,3}}{re.escape(pair[1])}\b")
+    seen: set[tuple[int, int, str]] = set()
+    for place in np.sort(near)[::-1][:_LOOKED_AT]:
+        partition, block = axis.locate(int(place))
+        span = axis.span(partition)
+        start = max(0, block - _BEFORE)
+        end = min(span.stop - span.start, block + _BEHIND)
+        for sentence in sentences(history, tokenizer, partition, start, end):
+            key = sentence.partition, sentence.start_block, sentence.text
+            if key not in seen and pattern.search(sentence.text.lower()):
+                seen.add(key)
+                yield sentence
