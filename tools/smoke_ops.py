@@ -37,6 +37,10 @@ def check_attention() -> None:
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
     merged, _ = ops.merge_attention(out.detach()[None], lse.detach()[None])
     torch.testing.assert_close(merged, out.detach())
+    asked = q.detach()[:1].transpose(0, 1)[None].contiguous()  # [1, 4, 1, 64], which sees all
+    use = ops.attention_use(asked, seen_keys[None], 63)
+    weights = (asked.view(2, 2, 64) @ seen_keys.mT / 8).softmax(-1)
+    torch.testing.assert_close(use[0], (weights[..., :63] ** 1.5).sum(1))
 
 
 def check_paging_selection_and_rotation() -> None:

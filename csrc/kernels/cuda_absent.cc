@@ -1,6 +1,7 @@
 // Linked in place of every *_cuda.cu when the build has no CUDA compiler: the same functions, each
 // answering that CUDA is absent. So no call site has an #ifdef.
 #include "base/status.h"
+#include "kernels/attention_use/attention_use.h"
 #include "kernels/block_encoder/block_encoder.h"
 #include "kernels/focused_attention/focused_attention.h"
 #include "kernels/focused_attention/read_plan.h"
@@ -20,6 +21,9 @@ Status cuda_absent(const char* op) {
 
 }  // namespace
 
+Status attention_use_cuda(const Exec&, const AttentionUseArgs&) {
+  return cuda_absent("attention_use");
+}
 Status gist_pool_cuda(const Exec&, const GistPoolArgs&) {
   return cuda_absent("gist_pool");
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from megacontext_ext.ops import _load
+from megacontext_ext.ops.attention_use import attention_use
 from megacontext_ext.ops.block_encoder import (
     BlockEncoderLayer,
     BlockEncoderWeights,
@@ -38,6 +39,7 @@ __all__ = [
     "BlockEncoderLayer",
     "BlockEncoderWeights",
     "add_norm",
+    "attention_use",
     "block_encoder",
     "cpu_level",
     "dense_query_starts",

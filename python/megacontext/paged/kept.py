@@ -112,7 +112,7 @@ class KeptWriter:
         Returns:
             The page in equal parts, one a block: [N, L, 2, Hkv, R, E].
 
-        Cost: for T tokens, Hq * T * (2 T + 288) exponentials a layer, and E times as many
+        Cost: for T tokens, Hq * T * (1.5 T + 288) exponentials a layer, and E times as many
         multiplications.
         """
         layout = self._layout
