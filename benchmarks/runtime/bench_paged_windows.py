@@ -117,7 +117,7 @@ class WindowsFocus(StepFocus):
         """Starts again at the end of the history: what each window wants there."""
         for keys in self._keys.values():
             keys.block_count = self._history
-        self._since, self._held, self._near = {}, [], None
+        self.since, self._held, self._near = {}, [], None
         if self._way.staged:
             self._turn = self._way.every // 2
             then = past[-1 - self._turn]
@@ -132,7 +132,7 @@ class WindowsFocus(StepFocus):
             asked = [self._heard.pop(n, []) for n in range(self._way.windows)]
             self._dealt = []
             if all(len(a) == len(self.layers) for a in asked) and self.block_count(0):
-                self._since = dict.fromkeys(self._since, 0)
+                self.since = dict.fromkeys(self.since, 0)
                 queries = [torch.stack(a) for a in asked]
                 self.past.append(Heard(queries[0], self.block_count(0)))
                 self._dealt = self.refocus(queries)
