@@ -39,29 +39,35 @@ class PhraseHit:
 
 
 def phrase_hits(history: History, tokenizer: TextTokenizer, text: str) -> list[PhraseHit]:
-    """Sentences with neighbouring rare words of `text`, most telling first, of equals the newest.
+    """Sentences with neighbouring words of `text`, most telling first, of equals the newest.
+
+    Both words are rare, or one is that has no rare neighbour ("the Green House").
 
     Cost: a search a word, and the text of at most 64 places a pair.
     """
     axis = BlockAxis(history.block_counts(), 1)
     blocks = int(axis.block_mask().sum())
     rare = _rare_places(history, axis, text, blocks)
-    found: dict[tuple[int, int, str], float] = {}
-    kept: dict[tuple[int, int, str], Sentence] = {}
-    words = _WORD.findall(text.lower())
-    for first, second in dict.fromkeys(pairwise(words)):
-        if first not in rare or second not in rare:
+    pairs = list(dict.fromkeys(pairwise(_WORD.findall(text.lower()))))
+    named = {word for pair in pairs if rare.keys() >= set(pair) for word in pair}
+    found: dict[tuple[int, int, str], PhraseHit] = {}
+    for pair in pairs:
+        telling = [word for word in pair if word in rare]
+        if not telling or (len(telling) == 1 and telling[0] in named):
             continue
-        weight = sum(math.log(blocks / len(rare[word])) for word in (first, second))
-        together = list(_side_by_side(history, axis, tokenizer, (first, second), rare))
+        weight = sum(math.log(blocks / len(rare[word])) for word in telling)
+        together = list(_side_by_side(history, axis, tokenizer, pair, rare))
         if len(together) > _SENTENCES_MAX:
             continue
         for sentence in together:
-            key = sentence.partition, sentence.start_block, sentence.text
-            kept[key] = sentence
-            found[key] = found.get(key, 0.0) + weight
-    best = sorted(found, key=lambda key: (-found[key], -key[0], -key[1]))
-    return [PhraseHit(kept[key], found[key]) for key in best]
+            key = _key(sentence)
+            before = found[key].weight if key in found else 0.0
+            found[key] = PhraseHit(sentence, before + weight)
+    return [found[key] for key in sorted(found, key=lambda k: (-found[k].weight, -k[0], -k[1]))]
+
+
+def _key(sentence: Sentence) -> tuple[int, int, str]:
+    return sentence.partition, sentence.start_block, sentence.text
 
 
 def _rare_places(
@@ -86,9 +92,14 @@ def _side_by_side(
     rare: dict[str, NDArray[np.int64]],
 ) -> Iterator[Sentence]:
     """Each sentence that has the words of `pair` one behind the other, newest first."""
-    first, second = rare[pair[0]], rare[pair[1]]
-    # A word belongs to the block where it ends, so the first one may end a block earlier.
-    near = second[np.isin(second, first) | np.isin(second - 1, first)]
+    if rare.keys() >= set(pair):
+        first, second = rare[pair[0]], rare[pair[1]]
+        # A word belongs to the block where it ends, so the first one may end a block earlier.
+        near = second[np.isin(second, first) | np.isin(second - 1, first)]
+    else:
+        hits = history.search(" ".join(pair), _LOOKED_AT)
+        near = axis.places(hits.partitions, hits.blocks)
+        near = near[near >= 0]
     pattern = re.compile(rf"\b{re.escape(pair[0])}\W{{1,3}}{re.escape(pair[1])}\b")
     seen: set[tuple[int, int, str]] = set()
     for place in np.sort(near)[::-1][:_LOOKED_AT]:
@@ -97,7 +108,9 @@ def _side_by_side(
         start = max(0, block - _BEFORE)
         end = min(span.stop - span.start, block + _BEHIND)
         for sentence in sentences(history, tokenizer, partition, start, end):
-            key = sentence.partition, sentence.start_block, sentence.text
-            if key not in seen and pattern.search(sentence.text.lower()):
+            key = _key(sentence)
+            # One that is not here may be cut where the run is; it is whole at its own place.
+            is_here = sentence.start_block <= block < sentence.end_block
+            if is_here and key not in seen and pattern.search(sentence.text.lower()):
                 seen.add(key)
                 yield sentence

@@ -65,6 +65,14 @@ def test_a_name_across_blocks_is_whole(asked, shift):
     assert "serene-hollow is 7308856." in "".join(shown[:held])
 
 
+def test_a_common_word_beside_a_rare_one_is_part_of_a_name(asked):
+    lines = [f"The barley meadow{'s' * (n % 2)} number {n} is fair." for n in range(6)]
+    hits, _, _ = asked(
+        text_of([*lines[:3], "The fields meadow is 77.", *lines[3:]]), "fields meadow?"
+    )
+    assert [hit.sentence.text for hit in hits] == ["The fields meadow is 77."]
+
+
 def test_each_name_has_its_sentence_and_of_one_the_newest_is_first(asked):
     lines = ["Mira Holt lives in Ribe.", "Bo Tang lives in Oslo.", "Mira Holt lives in Bern."]
     hits, _, _ = asked(text_of(lines), "Where do Mira Holt and Bo Tang live?")
