@@ -152,17 +152,25 @@ class Recall:
 
     def _gold_in_focus(self, memory: PagedMemory, number: int) -> float:
         """Share of the blocks with gold that the question's choice brings into focus."""
-        part = self.parts[number]
         places = self.method.history_places
         with memory.aside():
-            wanted = set(memory.focus_on(part.question)[: places // K])
+            wanted = set(memory.focus_on(self.parts[number].question)[: places // K])
+        gold = self.gold_blocks(number)
+        return len(gold & wanted) / len(gold)
+
+    def gold_blocks(self, number: int) -> set[int]:
+        """The blocks that hold the gold of a part."""
+        part, join = self.parts[number], self.reader.base.tokenizer.token_bytes.join
+        first = int(self.ends[number])
+        tokens = self.tokens[first : int(self.ends[number + 1])].tolist()
+        ends = np.cumsum([len(join([token])) for token in tokens])
         gold: set[int] = set()
         for span in part.gold:
-            start = part.source_starts[span.source] + span.start
-            ahead = int(self.ends[number]) + self.reader.count_tokens(part.history[:start])
-            count = self.reader.count_tokens(part.sources[span.source].text[span.start : span.end])
-            gold |= set(range(ahead // K, (ahead + count - 1) // K + 1))
-        return len(gold & wanted) / len(gold)
+            at = part.source_starts[span.source]
+            low, high = (len(part.history[: at + n].encode()) for n in (span.start, span.end))
+            held = np.searchsorted(ends, (low, high - 1), side="right") + first
+            gold |= set(range(int(held[0]) // K, int(held[1]) // K + 1))
+        return gold
 
 
 def row(tokens: TokenArray) -> torch.Tensor:
