@@ -37,8 +37,8 @@ class KeptWriter:
     Args of its constructor: the pages' layout; each layer's rotary positions and attention type
     (layers with a sliding window keep nothing, as they look at nothing far); rows a block; whether
     the model norms what attention gives (Gemma, OLMo 2). Then the size of a layer's values says
-    nothing beside another's, and layers share a page evenly (Gemma 3: 65 % of what the full context
-    gains where uneven shares have 27, benchmarks/results/2026-11-30-paged-gemma).
+    nothing beside another's: it is taken out, and so is half of how much more a layer is used, by
+    order of magnitude (benchmarks/results/2026-11-30-paged-gemma).
     """
 
     # Of what a page is, and not of how its rows are chosen: pages say whose their rows are, and a
@@ -120,8 +120,6 @@ class KeptWriter:
         use = torch.zeros(layout.layers, heads, len(blocks) * K)
         for layer in self.layers:
             use[layer] = self._use(layer, number, stream, pool, blocks).cpu()
-            if self._normed:
-                use[layer] /= use[layer].sum().clamp_min(torch.finfo(torch.float32).tiny)
         chosen = choose_rows(use, layout.layers * heads * K)
         page = pool.keys[0].new_zeros(2, layout.layers * heads * K, width)
         own = torch.tensor([stream.pages[block] for block in blocks])
@@ -194,13 +192,17 @@ class KeptWriter:
         values = self._rows(pool.values[layer], stream, list(blocks))
         competing = self._rows(pool.keys[layer], stream, before)
         queries = self.heard(number).take(layer, start, start + count).transpose(0, 1)
-        return expected_use(
+        use = expected_use(
             rotated(queries, frequencies, own + count)[None],
             rotated(keys, frequencies, own)[None],
             values[None],
             rotated(competing, frequencies, earlier.flatten())[None],
             rotated(keys, frequencies, own + count)[None],
         )[0]
+        if not self._normed:
+            return use
+        size = values.float().square().sum(-1).mean()
+        return use / (size * use.sum()).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
 
     def _rows(self, rows: Tensor, stream: Stream, blocks: list[int]) -> Tensor:
         """[Hkv, T, E]: the rows of whole blocks in one layer's pool, keys un-rotated."""
