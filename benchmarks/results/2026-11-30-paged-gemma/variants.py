@@ -50,6 +50,8 @@ def main(shard: Path, texts: int, rows: int, out: Path) -> None:
     config = PagedConfig(read_tokens=1024, gists="kept", gist_rows=rows)
     for span in texts_in_turns(shard, (HISTORY + SCORED + 1) * 3 // 2, texts):
         ids = in_own_tokens(span, spoken, base.tokenizer, HISTORY + SCORED + 1)
+        if len(ids) < HISTORY + SCORED + 1:  # too short in these tokens
+            continue
         wide = FocusLimits(2 * len(ids), recent_tokens=2 * len(ids))
         row: dict[str, object] = {"source": span.source}
         for name, settings in WAYS.items():

@@ -37,8 +37,8 @@ class KeptWriter:
     Args of its constructor: the pages' layout; each layer's rotary positions and attention type
     (layers with a sliding window keep nothing, as they look at nothing far); rows a block; whether
     the model norms what attention gives (Gemma, OLMo 2). Then the size of a layer's values says
-    nothing beside another's: it is taken out, and so is half of how much more a layer is used, by
-    order of magnitude (benchmarks/results/2026-11-30-paged-gemma).
+    nothing beside another's, and layers share a page evenly
+    (benchmarks/results/2026-11-30-paged-gemma).
     """
 
     # Of what a page is, and not of how its rows are chosen: pages say whose their rows are, and a
@@ -199,10 +199,7 @@ class KeptWriter:
             rotated(competing, frequencies, earlier.flatten())[None],
             rotated(keys, frequencies, own + count)[None],
         )[0]
-        if not self._normed:
-            return use
-        size = values.float().square().sum(-1).mean()
-        return use / (size * use.sum()).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+        return use / use.sum().clamp_min(torch.finfo(torch.float32).tiny) if self._normed else use
 
     def _rows(self, rows: Tensor, stream: Stream, blocks: list[int]) -> Tensor:
         """[Hkv, T, E]: the rows of whole blocks in one layer's pool, keys un-rotated."""
