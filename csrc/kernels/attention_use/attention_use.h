@@ -1,10 +1,10 @@
 // attention_use: how much a set of queries uses each key. Attention to the power of 1.5 counts what
 // one query looks at with all its weight more than what many glance at.
 //
-//   queries [B, Hq, Q, E]  float32, bfloat16 or float16, contiguous; E a multiple of 16, at most
-//   512 keys    [B, Hkv, P, E] dtype of queries, contiguous; Hkv divides Hq, Q <= P. The last Q
-//   keys are
-//                          the queries' own: query t sees keys [0, P - Q + t]
+//   queries [B, Hq, Q, E]  float32, bfloat16 or float16, contiguous
+//                          E is a multiple of 16, at most 512
+//   keys    [B, Hkv, P, E] dtype of queries, contiguous; Hkv divides Hq, Q <= P
+//                          The last Q are the queries' own: query t sees keys [0, P - Q + t]
 //   count                  T, at most P - Q: keys asked about, which every query sees
 //   scale                  multiplies the products, finite
 //   use     [B, Hkv, T]    float32, written completely:
