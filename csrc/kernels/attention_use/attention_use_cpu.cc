@@ -2,12 +2,11 @@
 // to each other, so that the rows of a tile see nearly the same keys. A tile's scores stay in the
 // second cache between the product and what is made of them.
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
 #include <type_traits>
 
 #include "kernels/attention_use/attention_use.h"
 #include "kernels/attention_use/use_shape.h"
+#include "kernels/common/aligned.h"
 #include "kernels/common/vec.h"
 
 namespace mc {
@@ -108,23 +107,6 @@ MC_INLINE Vec multiply_add(Pairs a, Pairs b, Vec sum) {
 MC_END_LEVEL
 
 namespace {
-
-template <class T>
-class Aligned {  // 64-byte aligned scratch
- public:
-  explicit Aligned(int64_t count) {
-    const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 64) / 64 * 64;
-    memory_.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
-    if (memory_ == nullptr) std::abort();
-  }
-  T* get() const { return memory_.get(); }
-
- private:
-  struct Free {
-    void operator()(T* pointer) const { std::free(pointer); }
-  };
-  std::unique_ptr<T[], Free> memory_;
-};
 
 // Calls `name<T, Word>(...)` of the current level; words of pairs exist at AVX-512 only.
 #define MC_USE_AT_LEVEL(call)     \

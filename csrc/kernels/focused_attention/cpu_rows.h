@@ -2,9 +2,8 @@
 #pragma once
 
 #include <bit>
-#include <cstdlib>
-#include <memory>
 
+#include "kernels/common/aligned.h"
 #include "kernels/focused_attention/cpu_tile.h"
 #include "kernels/focused_attention/focused_attention.h"
 
@@ -15,24 +14,6 @@ inline constexpr int64_t kGroupPlaces = kGroupBlocks * kBlockPlaces;
 inline constexpr int64_t kRowTile = 64;    // rows of scores in flight
 inline constexpr int64_t kWidthMax = 256;  // of a head
 inline constexpr float kLog2e = 1.4426950408889634f;
-
-template <class T>
-class Aligned {  // 64-byte aligned scratch
- public:
-  explicit Aligned(int64_t count) {
-    const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 64) / 64 * 64;
-    memory_.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
-    if (memory_ == nullptr) std::abort();
-  }
-  T* get() const { return memory_.get(); }
-  T& operator[](int64_t i) const { return memory_[static_cast<size_t>(i)]; }
-
- private:
-  struct Free {
-    void operator()(T* pointer) const { std::free(pointer); }
-  };
-  std::unique_ptr<T[], Free> memory_;
-};
 
 // The blocks of one list, taken kGroupBlocks at a time.
 struct BlockGroup {
