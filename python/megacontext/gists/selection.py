@@ -14,12 +14,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from megacontext_ext.ops import attention_use
 
 # No head keeps more than this many times the mean, and none less than the mean over it.
 SPREAD = 8
+WIDTH_STEP = 16  # of the operator's rows
 
 
 class KeptRows(NamedTuple):
@@ -51,7 +53,10 @@ def expected_use(
     (`attention_use`).
     """
     seen = torch.cat((keys, earlier, recent), 2)
-    use = attention_use(queries.contiguous(), seen, keys.shape[2])
+    width = queries.shape[-1]
+    spare = -width % WIDTH_STEP  # zeros behind a row change no product
+    queries, seen = F.pad(queries, (0, spare)).contiguous(), F.pad(seen, (0, spare))
+    use = attention_use(queries, seen, keys.shape[2], scale=width**-0.5)
     return use * values.float().square().sum(-1)
 
 

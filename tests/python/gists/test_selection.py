@@ -31,11 +31,11 @@ def plain_use(queries, keys, values, earlier, recent):
     return found * (values.double() ** 2).sum(-1)
 
 
-@pytest.mark.parametrize(("count", "before"), [(1, 0), (7, 3), (32, 5)])
-def test_use_is_that_of_every_later_query(count, before):
-    queries, keys = draw(2, 6, count, 16), draw(2, 3, count, 16, seed=1)
-    earlier, recent = draw(2, 3, before, 16, seed=2), draw(2, 3, count, 16, seed=3)
-    values = draw(2, 3, count, 16, seed=4)
+@pytest.mark.parametrize(("count", "before", "width"), [(1, 0, 16), (7, 3, 8), (32, 5, 16)])
+def test_use_is_that_of_every_later_query(count, before, width):
+    queries, keys = draw(2, 6, count, width), draw(2, 3, count, width, seed=1)
+    earlier, recent = draw(2, 3, before, width, seed=2), draw(2, 3, count, width, seed=3)
+    values = draw(2, 3, count, width, seed=4)
     got = expected_use(queries, keys, values, earlier, recent)
     assert got.dtype == torch.float32
     torch.testing.assert_close(
