@@ -56,6 +56,10 @@ class Before:
         since = {} if chooser is None else dict(chooser.since)
         return cls([StreamState.of(stream) for stream in streams], since, gists)
 
+    def tokens(self, number: int) -> int:
+        """Of stream `number`."""
+        return self.streams[number].token_count if number < len(self.streams) else 0
+
     def restore(
         self, streams: Sequence[Stream], residents: Residents | None, chooser: StepFocus | None
     ) -> None:

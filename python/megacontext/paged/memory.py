@@ -147,10 +147,14 @@ class PagedMemory:
         """Takes back the newest `count` tokens of a stream, as if they had not been read.
 
         Raises:
-            InvalidArgument: some of them are in a complete block, which may be written already.
+            InvalidArgument: some of them are in a complete block, which may be written already, or
+                were there before the aside that is open.
         """
         chosen = self.streams[stream]
-        most = chosen.token_count - max(chosen.stored_blocks, chosen.gisted_blocks) * K
+        least = max(chosen.stored_blocks, chosen.gisted_blocks) * K
+        if self._before is not None:
+            least = max(least, self._before.tokens(stream))
+        most = chosen.token_count - least
         if not 0 <= count <= most:
             raise InvalidArgument(f"[paged] forget takes 0 to {most} tokens here, got {count}")
         chosen.token_count -= count

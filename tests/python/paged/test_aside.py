@@ -101,6 +101,8 @@ def test_a_failure_inside_ends_it_too(tmp_path):
         assert memory.token_count == 100
         with memory.aside():  # and another one can begin
             memory.read(tokens(1))
+            with pytest.raises(InvalidArgument, match="takes 0 to 1 tokens here, got 2"):
+                memory.forget(2)
         memory.forget(4)
 
 
