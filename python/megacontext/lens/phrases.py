@@ -26,6 +26,8 @@ _RARE = 16
 # Places of a pair that are looked at, newest first; a pair that more sentences hold is no name.
 _LOOKED_AT = 64
 _SENTENCES_MAX = 16
+# Of a long question, a pasted text, the pairs that say most.
+_PAIRS_MAX = 64
 # Blocks read around a place, so that its sentence is whole, and blocks of a longer one.
 _BEFORE, _BEHIND = 2, 4
 
@@ -43,19 +45,13 @@ def phrase_hits(history: History, tokenizer: TextTokenizer, text: str) -> list[P
 
     Both words are rare, or one is that has no rare neighbour ("the Green House").
 
-    Cost: a search a word, and the text of at most 64 places a pair.
+    Cost: a search a word, and the text of at most 64 places for each of at most 64 pairs.
     """
     axis = BlockAxis(history.block_counts(), 1)
     blocks = int(axis.block_mask().sum())
     rare = _rare_places(history, axis, text, blocks)
-    pairs = list(dict.fromkeys(pairwise(_WORD.findall(text.lower()))))
-    named = {word for pair in pairs if rare.keys() >= set(pair) for word in pair}
     found: dict[tuple[int, int, str], PhraseHit] = {}
-    for pair in pairs:
-        telling = [word for word in pair if word in rare]
-        if not telling or (len(telling) == 1 and telling[0] in named):
-            continue
-        weight = sum(math.log(blocks / len(rare[word])) for word in telling)
+    for pair, weight in _telling_pairs(text, rare, blocks):
         together = list(_side_by_side(history, axis, tokenizer, pair, rare))
         if len(together) > _SENTENCES_MAX:
             continue
@@ -64,6 +60,20 @@ def phrase_hits(history: History, tokenizer: TextTokenizer, text: str) -> list[P
             before = found[key].weight if key in found else 0.0
             found[key] = PhraseHit(sentence, before + weight)
     return [found[key] for key in sorted(found, key=lambda k: (-found[k].weight, -k[0], -k[1]))]
+
+
+def _telling_pairs(
+    text: str, rare: dict[str, NDArray[np.int64]], blocks: int
+) -> list[tuple[tuple[str, str], float]]:
+    """Neighbouring words of `text` and their weight, most telling first."""
+    pairs = list(dict.fromkeys(pairwise(_WORD.findall(text.lower()))))
+    named = {word for pair in pairs if rare.keys() >= set(pair) for word in pair}
+    weights: dict[tuple[str, str], float] = {}
+    for pair in pairs:
+        telling = [word for word in pair if word in rare]
+        if len(telling) == 2 or (telling and telling[0] not in named):
+            weights[pair] = sum(math.log(blocks / len(rare[word])) for word in telling)
+    return sorted(weights.items(), key=lambda item: -item[1])[:_PAIRS_MAX]
 
 
 def _key(sentence: Sentence) -> tuple[int, int, str]:

@@ -7,6 +7,7 @@ import random
 import pytest
 
 from megacontext.config import K
+from megacontext.lens import phrases
 from megacontext.lens.phrases import phrase_hits
 from megacontext.paged.text_focus import TextFocus
 from megacontext_ext import Store
@@ -93,6 +94,22 @@ def test_names_take_at_most_half_of_the_places(asked):
     assert len(hits) == 14
     assert 0 < sum(score > 1.0 for score in scores.values()) <= 4
     assert len(scores) == 8
+
+
+def test_a_long_question_looks_at_no_more_than_its_most_telling_pairs(asked, monkeypatch):
+    looked = []
+    through = phrases._side_by_side
+
+    def counted(*args):
+        looked.append(args[3])
+        return through(*args)
+
+    monkeypatch.setattr(phrases, "_side_by_side", counted)
+    lines = [f"Person{n} Holt{n} came by." for n in range(200)]
+    monkeypatch.setattr(phrases, "_RARE", 1)
+    asked(text_of(lines, 1), " and ".join(lines))
+    assert len(set(looked)) == 64
+    assert all(first[6:] == second[4:] for first, second in set(looked)), "names, no common words"
 
 
 def test_an_empty_stream_and_a_question_without_words(asked):
