@@ -192,7 +192,6 @@ def spread(count: int, most: int) -> list[int]:
     first = list(range(min(count, 2 * len(NEEDLE_TASKS), most)))
     rest = range(len(first), count)
     more = min(most - len(first), len(rest))
-    # In steps that no number of tasks divides, so that every task has its share.
     return first + [rest[at * len(rest) // more] for at in range(more)] if more else first
 
 
@@ -232,6 +231,8 @@ def measure(
     config = run.method.config
     with attach(base.model, config, store=store, tokenizer=base.tokenizer) as memory:
         for read in counts:
+            if int(run.ends[read]) < memory.token_count:
+                continue  # an earlier run read on: what was not asked then cannot be asked now
             if not run.read(memory, read, until):
                 break
             run.ask(memory, read, spread(read, most))
