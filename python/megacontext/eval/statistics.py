@@ -6,7 +6,7 @@ of tasks, gists or models.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -51,61 +51,90 @@ class PairedComparison:
 
 
 def bootstrap_interval(
-    scores: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+    scores: ArrayLike,
+    *,
+    weights: ArrayLike | None = None,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> Interval:
-    """Percentile bootstrap interval of the mean of `scores` [n].
+    """Percentile bootstrap interval of the mean of `scores` [n], weighted by `weights` [n].
 
-    Raises: InvalidArgument when `scores` is empty or not finite. Cost: resamples * n.
+    Scores are drawn with their weights, each as likely as any other; without weights all have one.
+    Raises: InvalidArgument when `scores` is empty or not finite, or a weight is not above 0. Cost:
+    resamples * n.
     """
     values = _finite(scores, "scores")
-    means = _resampled_means(values, resamples, seed)
-    tail = (1.0 - level) / 2.0
-    low, high = np.quantile(means, [tail, 1.0 - tail])
-    return Interval(float(values.mean()), float(low), float(high), len(values))
+    drawn, share = _weights(weights, len(values)), (1.0 - level) / 2.0
+    means = _resampled_means(values, drawn, resamples, seed)
+    low, high = np.quantile(means, [share, 1.0 - share])
+    mean = float(np.average(values, weights=drawn))
+    return Interval(mean, float(low), float(high), len(values))
 
 
 def ratio_interval(
-    above: ArrayLike, below: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+    above: ArrayLike,
+    below: ArrayLike,
+    *,
+    weights: tuple[ArrayLike, ArrayLike] | None = None,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> Interval:
-    """mean(above) / mean(below) of two independent samples, with its percentile bootstrap interval.
+    """mean(above) / mean(below) of two independent samples, with its percentile bootstrap interval;
+    `weights` are those of `above` and of `below`.
 
     `count` is the size of `above`. Raises: InvalidArgument when a mean of `below` is 0.
     """
     top, bottom = _finite(above, "above"), _finite(below, "below")
-    if bottom.mean() == 0.0:
+    given = (None, None) if weights is None else weights
+    over, under = _weights(given[0], len(top)), _weights(given[1], len(bottom))
+    whole = float(np.average(bottom, weights=under))
+    if whole == 0.0:
         raise InvalidArgument("[ratio_interval] below must have a mean that is not 0, it has")
-    tops = _resampled_means(top, resamples, seed)
-    bottoms = _resampled_means(bottom, resamples, seed + 1)
+    tops = _resampled_means(top, over, resamples, seed)
+    bottoms = _resampled_means(bottom, under, resamples, seed + 1)
     held = bottoms != 0.0  # a resample of zeros alone has no ratio
     tail = (1.0 - level) / 2.0
     low, high = np.quantile(tops[held] / bottoms[held], [tail, 1.0 - tail])
-    return Interval(float(top.mean() / bottom.mean()), float(low), float(high), len(top))
+    mean = float(np.average(top, weights=over)) / whole
+    return Interval(mean, float(low), float(high), len(top))
 
 
 def paired_comparison(
-    left: ArrayLike, right: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+    left: ArrayLike,
+    right: ArrayLike,
+    *,
+    weights: ArrayLike | None = None,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> PairedComparison:
-    """Compare two methods on the same examples: bootstrap of the differences, and a sign-flip test.
+    """Compare two methods on the same examples: bootstrap of the differences, and a sign-flip test,
+    both of the mean weighted by `weights` [n].
 
-    The p value is exact for up to 14 pairs that differ, and comes from `resamples` random sign
-    patterns above.
+    The p value is exact for up to 14 pairs that differ, and comes from random sign patterns above.
     Source: Fisher's randomisation test; the bootstrap resamples pairs, never the two sides apart.
     """
     a, b = _finite(left, "left"), _finite(right, "right")
     if len(a) != len(b):
         raise InvalidArgument(f"[paired_comparison] must pair up, got {len(a)} and {len(b)} scores")
-    difference = a - b
+    difference, drawn = a - b, _weights(weights, len(a))
     return PairedComparison(
-        bootstrap_interval(difference, level=level, resamples=resamples, seed=seed),
-        sign_flip_p(difference, resamples=resamples, seed=seed),
+        bootstrap_interval(difference, weights=drawn, level=level, resamples=resamples, seed=seed),
+        sign_flip_p(difference * drawn, seed=seed),
         int((difference > 0).sum()),
         int((difference == 0).sum()),
         int((difference < 0).sum()),
     )
 
 
-def sign_flip_p(differences: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> float:
-    """Two-sided p value of the mean of `differences` being zero, under exchangeable signs."""
+def sign_flip_p(differences: ArrayLike, *, resamples: int = 50_000, seed: int = 0) -> float:
+    """Two-sided p value of the mean of `differences` being zero, under exchangeable signs.
+
+    It is no less than 1 / resamples: few patterns cannot tell anything among many comparisons.
+    Cost: resamples * n.
+    """
     values = _finite(differences, "differences")
     values = values[values != 0.0]
     if len(values) == 0:
@@ -114,8 +143,11 @@ def sign_flip_p(differences: ArrayLike, *, resamples: int = 2000, seed: int = 0)
     if len(values) <= _EXACT_PAIRS:
         signs = np.array(list(product((-1.0, 1.0), repeat=len(values))))
         return float((np.abs(signs @ values) >= observed).mean())
-    signs = np.random.default_rng(seed).choice((-1.0, 1.0), size=(resamples, len(values)))
-    hits = int((np.abs(signs @ values) >= observed).sum())
+    rng, hits = np.random.default_rng(seed), 0
+    for count in _slices(resamples, len(values)):
+        plus = rng.integers(0, 2, size=(count, len(values)), dtype=np.int8)
+        # Signs 2 * plus - 1, summed.
+        hits += int((np.abs(2.0 * (plus @ values) - values.sum()) >= observed).sum())
     # The observed pattern counts as one of the random ones, so that p is never 0.
     return (hits + 1) / (resamples + 1)
 
@@ -158,12 +190,28 @@ def _finite(values: ArrayLike, name: str) -> Scores:
     return array
 
 
-def _resampled_means(values: Scores, resamples: int, seed: int) -> Scores:
+def _weights(given: ArrayLike | None, count: int) -> Scores:
+    weights = np.ones(count) if given is None else _finite(given, "weights")
+    if len(weights) != count or weights.min() <= 0.0:
+        raise InvalidArgument(
+            f"[statistics] weights must be above 0, one for each of {count} scores, got "
+            f"{len(weights)}, the least {weights.min():g}"
+        )
+    return weights
+
+
+def _resampled_means(values: Scores, weights: Scores, resamples: int, seed: int) -> Scores:
     rng = np.random.default_rng(seed)
-    # In slices, so that a million scores do not need a matrix of resamples * n.
-    step = max(1, 4_000_000 // len(values))
     means = []
-    for done in range(0, resamples, step):
-        picked = rng.integers(0, len(values), size=(min(step, resamples - done), len(values)))
-        means.append(values[picked].mean(axis=1))
+    for count in _slices(resamples, len(values)):
+        picked = rng.integers(0, len(values), size=(count, len(values)))
+        drawn = weights[picked]
+        means.append((values[picked] * drawn).sum(axis=1) / drawn.sum(axis=1))
     return np.concatenate(means)
+
+
+def _slices(resamples: int, width: int) -> Iterator[int]:
+    """Counts that add up to `resamples`, so that a million scores do not need a matrix of resamples
+    times a million."""
+    step = max(1, 4_000_000 // width)
+    yield from (min(step, resamples - done) for done in range(0, resamples, step))

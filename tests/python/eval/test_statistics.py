@@ -58,6 +58,35 @@ def test_paired_comparison_counts_and_points_the_right_way():
     assert comparison.p_value == pytest.approx(2 / 16)
 
 
+def test_weights_make_each_group_count_the_same():
+    # Two scores of one task, six of another: the mean of the tasks' means is a half.
+    scores, weights = [1.0, 1.0, *[0.0] * 6], [1 / 2] * 2 + [1 / 6] * 6
+    weighted = bootstrap_interval(scores, weights=weights)
+    assert weighted.mean == pytest.approx(0.5)
+    assert weighted.low < 0.5 < weighted.high
+    assert weighted.count == 8
+    compared = paired_comparison(scores, [0.0] * 8, weights=weights)
+    assert compared.difference.mean == pytest.approx(0.5)
+    assert ratio_interval(scores, scores, weights=(weights, weights)).mean == pytest.approx(1.0)
+
+
+def test_equal_weights_change_nothing():
+    scores = np.random.default_rng(5).random(30)
+    plain, weighted = bootstrap_interval(scores), bootstrap_interval(scores, weights=[1.0] * 30)
+    assert (plain.low, plain.high) == pytest.approx((weighted.low, weighted.high))
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, -1.0], [1.0, np.nan]])
+def test_weights_that_mean_nothing_are_refused(weights):
+    with pytest.raises(InvalidArgument, match="weights must be"):
+        bootstrap_interval([0.0, 1.0], weights=weights)
+
+
+def test_a_clear_difference_is_clear_among_many_comparisons():
+    # Forty pairs that all point one way: far below what two hundred comparisons ask for.
+    assert sign_flip_p([1.0] * 40) < 0.05 / 200
+
+
 def test_holm_matches_a_worked_example():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
 

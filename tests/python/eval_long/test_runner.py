@@ -213,6 +213,19 @@ def test_score_with_an_example_missing_is_no_score():
     assert Results(rows).score(method="ours") is None
 
 
+def test_a_mean_over_tasks_counts_each_task_the_same():
+    # Task "a" has ten examples and "b" two.
+    rows = [_row("ours", "a", i, 1.0, gold_shown=1.0) for i in range(10)]
+    rows += [_row("ours", "b", i, 0.0, gold_shown=0.0) for i in range(2)]
+    rows += [_row("theirs", "a", i, 0.5) for i in range(3)] + [_row("theirs", "b", 0, 0.0)]
+    results = Results(tuple(rows))
+    assert results.mean_of_answered(method="ours").mean == pytest.approx(0.5)
+    assert results.gold_shown(method="ours") == pytest.approx(0.5)
+    (entry,) = comparisons({"4k": results}, "ours")
+    assert entry.comparison.difference.mean == pytest.approx((0.5 + 0.0) / 2)
+    assert results.mean_of_answered(method="nobody") is None
+
+
 def test_kept_share_is_of_the_same_tasks_in_the_window():
     rows = [_row("full", "a", i, 0.8, length=512) for i in range(4)]
     rows += [_row("full", "c", i, 0.1, length=512) for i in range(4)]

@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from megacontext.eval.long.document import (
@@ -89,9 +88,10 @@ def _blocks(
         f"Model `{settings['model']}` ({manifest['model_identity']}), budget "
         f"{settings['budget_places']} places, at most {settings['examples']} examples a task and "
         f"length (n says how many), seed {settings['seed']}. Scores are 0 to 1; brackets hold 95% "
-        "bootstrap intervals. All methods but `full` stay within the budget and share questions, "
-        "answer prefixes and greedy decoding. `ceiling` is given the gold spans, `no_context` "
-        'nothing. A dash: not applicable. "n=3 of 4": to one of four it was not.'
+        "bootstrap intervals. A mean over tasks counts each the same, whatever number of examples "
+        "it has. All methods but `full` stay within the budget and share questions, answer "
+        "prefixes and greedy decoding. `ceiling` is given the gold spans, `no_context` nothing. A "
+        'dash: not applicable. "n=3 of 4": to one of four it was not.'
     )
     yield Paragraph(
         "The command under a figure or table answers what it shows again and compares the mean "
@@ -137,19 +137,27 @@ def _score_table(results: Results) -> Table:
     head = ("method", *map(length_name, results.lengths), "gold in view", "calibration error")
     rows = []
     for method in results.methods:
-        cells = [results.mean_of_answered(method=method, length=n) for n in results.lengths]
-        shown = [r["gold_shown"] for r in results.answered(method=method)]
-        seen = [share for share in shown if share is not None]
+        cells = [_mean_cell(results, method, length) for length in results.lengths]
+        seen = results.gold_shown(method=method)
         error = calibration(results, method)
         rows.append(
             (
                 method,
                 *cells,
-                f"{sum(seen) / len(seen):.2f}" if seen else "-",
+                "-" if seen is None else f"{seen:.2f}",
                 "-" if error is None else f"{error:.2f}",
             )
         )
     return Table(head, tuple(rows))
+
+
+def _mean_cell(results: Results, method: str, length: int) -> str:
+    """Mean score with its interval over what was answered, and of how many; "-" for nothing."""
+    mean = results.mean_of_answered(method=method, length=length)
+    if mean is None:
+        return "-"
+    asked = len(results.where(method=method, length=length))
+    return f"{mean} of {asked}" if asked > mean.count else str(mean)
 
 
 def _task_table(results: Results, length: int) -> Table:
@@ -170,8 +178,8 @@ def _figures(results: Results, again: Again) -> Iterator[Block]:
     names = [length_name(n) for n in results.lengths]
     cells: list[list[float | None]] = []
     for method in results.methods:
-        found = [results.answered(method=method, length=n) for n in results.lengths]
-        cells.append([fmean(r["score"] for r in rows) if rows else None for rows in found])
+        means = [results.mean_of_answered(method=method, length=n) for n in results.lengths]
+        cells.append([None if mean is None else mean.mean for mean in means])
     title = f"Mean score over what was answered of {len(tasks)} tasks, by method and length"
     yield Figure("scores", heat_map(title, names, results.methods, cells), again())
     for method in results.methods:
@@ -184,10 +192,10 @@ def _figures(results: Results, again: Again) -> Iterator[Block]:
     for field, axis in (("places", "places of the prompt"), ("ttft_s", "seconds to first token")):
         points = []
         for method in results.methods:
-            rows = results.answered(method=method)
+            mean = results.mean_of_answered(method=method)
             x = results.median(field, method=method)
-            if rows and x is not None and method != "ceiling":
-                points.append((method, x, sum(r["score"] for r in rows) / len(rows)))
+            if mean is not None and x is not None and method != "ceiling":
+                points.append((method, x, mean.mean))
         if points:
             svg = frontier(f"Score against {axis}", axis, points)
             yield Figure(f"frontier_{field}", svg, again())

@@ -16,6 +16,7 @@ from typing import Any
 from megacontext.eval.long.figures import length_name
 from megacontext.eval.long.manifest import read_manifest
 from megacontext.eval.long.runner import Place, RunConfig, read_rows, run
+from megacontext.eval.long.summary import cell_weights
 from megacontext.eval.statistics import Interval, bootstrap_interval
 from megacontext_ext.errors import NotFound, Unsupported
 
@@ -119,9 +120,10 @@ def reproduce(
     for _, new in pairs:
         if new["status"] != "answered":
             raise Unsupported(f"[reproduce] {new['method']} cannot run here: {new['reason']}")
+    weights = cell_weights(kept)
     return Reproduction(
         figure,
-        stated=bootstrap_interval([old["score"] for old, _ in pairs]),
-        got=bootstrap_interval([new["score"] for _, new in pairs]),
+        stated=bootstrap_interval([old["score"] for old, _ in pairs], weights=weights),
+        got=bootstrap_interval([new["score"] for _, new in pairs], weights=weights),
         same_answers=sum(old["text"] == new["text"] for old, new in pairs),
     )

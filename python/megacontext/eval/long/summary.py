@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,13 +63,20 @@ class Results:
             return None
         return bootstrap_interval(scores)
 
-    def mean_of_answered(self, **wanted: Any) -> str:
-        """Mean score with its interval over what was answered, and of how many; "-" for nothing."""
-        rows = self.where(**wanted)
-        scores = [row["score"] for row in rows if row["status"] == "answered"]
-        if not scores:
-            return "-"
-        return str(bootstrap_interval(scores)) + (f" of {len(rows)}" * (len(scores) < len(rows)))
+    def mean_of_answered(self, **wanted: Any) -> Interval | None:
+        """Mean of the tasks' means over what was answered, with its interval; None for nothing."""
+        rows = self.answered(**wanted)
+        if not rows:
+            return None
+        return bootstrap_interval([row["score"] for row in rows], weights=cell_weights(rows))
+
+    def gold_shown(self, **wanted: Any) -> float | None:
+        """Mean over tasks of the share of the gold that was in view; None where nothing tells."""
+        rows = [row for row in self.answered(**wanted) if row["gold_shown"] is not None]
+        if not rows:
+            return None
+        shown, weights = [row["gold_shown"] for row in rows], cell_weights(rows)
+        return sum(map(operator.mul, shown, weights)) / sum(weights)
 
     def median(self, field: str, **wanted: Any) -> float | None:
         values = [row[field] for row in self.answered(**wanted) if row[field] is not None]
@@ -95,12 +104,14 @@ def comparisons(parts: Mapping[str, Results], subject: str) -> list[Versus]:
     """The subject against every rival at equal budget, in every part."""
     found: list[tuple[str, str, PairedComparison]] = []
     for name, results in parts.items():
-        ours = _by_example(results.answered(method=subject))
+        ours = results.answered(method=subject)
         for rival in _rivals(results, subject):
             theirs = _by_example(results.answered(method=rival))
-            both = [key for key in ours if key in theirs]
+            both = [row for row in ours if row["example"] in theirs]
             if both:
-                compared = paired_comparison([ours[k] for k in both], [theirs[k] for k in both])
+                mine = [row["score"] for row in both]
+                other = [theirs[row["example"]] for row in both]
+                compared = paired_comparison(mine, other, weights=cell_weights(both))
                 found.append((name, rival, compared))
     adjusted = holm([compared.p_value for *_, compared in found])
     return [Versus(*entry, p) for entry, p in zip(found, adjusted, strict=True)]
@@ -115,10 +126,14 @@ def kept_share(results: Results, subject: str, length: int, against: str) -> Int
     ours = results.answered(method=subject, length=length)
     window = results.answered(method=against, length=min(results.lengths, default=0))
     tasks = {row["task"] for row in ours} & {row["task"] for row in window}
-    below = [row["score"] for row in window if row["task"] in tasks]
-    if not any(below):
+    above, below = ([row for row in rows if row["task"] in tasks] for rows in (ours, window))
+    if not any(row["score"] for row in below):
         return None
-    return ratio_interval([row["score"] for row in ours if row["task"] in tasks], below)
+    return ratio_interval(
+        [row["score"] for row in above],
+        [row["score"] for row in below],
+        weights=(cell_weights(above), cell_weights(below)),
+    )
 
 
 @dataclass(frozen=True)
@@ -179,6 +194,14 @@ def calibration(results: Results, method: str) -> float | None:
     if not rows:
         return None
     return calibration_error([r["confidence"] for r in rows], [r["score"] for r in rows])
+
+
+def cell_weights(rows: Sequence[Row]) -> list[float]:
+    """One over the number of `rows` of the same task, length and method: a mean weighted so is the
+    mean of the tasks' means, whatever number of examples each has."""
+    cells = [(row["task"], row["length"], row["method"]) for row in rows]
+    counts = Counter(cells)
+    return [1.0 / counts[cell] for cell in cells]
 
 
 def _by_example(rows: Sequence[Row]) -> dict[str, float]:

@@ -16,8 +16,8 @@ def versus(results: Results, subject: str) -> Iterator[Block]:
     """Differences by length and by category, what is kept of the in-window score, shortfalls."""
     yield Heading(f"{subject} against each rival at equal budget")
     yield Paragraph(
-        "Differences over the same examples, paired; p from sign flips, adjusted over the table "
-        "(Holm)."
+        "Differences over the same examples, paired, each task counting the same; p from sign "
+        "flips, adjusted over the table (Holm)."
     )
     by_length = {length_name(n): Results(tuple(results.where(length=n))) for n in results.lengths}
     yield _differences(by_length, subject)

@@ -28,8 +28,8 @@ class RecursiveSummary:
 
     reader: Reader
     summary_tokens: int = 80
-    # More parts than this would take too long on a CPU; the report then shows "not applicable".
-    max_parts: int = 24
+    # 64k tokens are 34; more would take too long on a CPU, and the report shows "not applicable".
+    max_parts: int = 40
     name: str = "summary"
 
     @property
