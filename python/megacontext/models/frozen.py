@@ -98,7 +98,7 @@ def load(
     """
     source = locate(name, say)
     chosen = _chosen_dtype(dtype, torch.device(device))
-    with _quiet():
+    with quiet_loading():
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=chosen, attn_implementation=_attention_of(source)
         )
@@ -165,7 +165,7 @@ def _fingerprint(model: PreTrainedModel) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_loading() -> Iterator[None]:
     """Without transformers' own progress bar: a second of loading needs none."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

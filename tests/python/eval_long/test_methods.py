@@ -6,11 +6,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from megacontext.eval.long.example import ExampleRequest
 from megacontext.eval.long.methods import METHODS, NotApplicable, Reader, method
 from megacontext.eval.long.methods.agents import RecursiveSummary
-from megacontext.eval.long.methods.passages import Bm25, Passages, SketchIndex, best, fuse, terms
+from megacontext.eval.long.methods.embedder import embedder
+from megacontext.eval.long.methods.passages import (
+    Bm25,
+    DenseIndex,
+    Passages,
+    SketchIndex,
+    best,
+    fuse,
+    terms,
+)
 from megacontext.eval.long.methods.window import Ceiling, FullContext, SinksWindow, Truncation
 from megacontext.eval.long.tasks import task
 from megacontext_ext.errors import InvalidArgument, NotFound
@@ -177,6 +187,33 @@ def test_sketch_ranks_a_passage_first_for_its_own_text(tiny_base, example):
     passages = Passages.of(example.history, tiny_base, 60)
     index = SketchIndex(passages, tiny_base)
     assert best(index.rank(passages[3]), 1) == [3]
+
+
+def test_dense_index_finds_what_is_said_in_other_words(tiny_base):
+    text = (
+        "The lease of the flat was signed by Ms Okafor. Rain fell on the hills all week. "
+        "Our cat sleeps on the warm stove. The train to Basel leaves from platform nine."
+    )
+    passages = Passages.of(text, tiny_base, 1)
+    index = DenseIndex(passages, tiny_base)
+    assert index.build() == 4 * 384 * len(passages) == 4 * 384 * 4
+    for question, place in (
+        ("Who rented the apartment?", 0),
+        ("What was the weather like?", 1),
+        ("Where does the pet rest?", 2),
+        ("How do I travel to Switzerland?", 3),
+    ):
+        assert best(index.rank(question), 1) == [place]
+
+
+def test_embeddings_do_not_depend_on_the_batch():
+    encoder = embedder(torch.float32)
+    texts = ["one", "a much longer text than the other one, by far", "", "x " * 600]
+    together = encoder.encode(texts)
+    assert np.allclose(np.linalg.norm(together, axis=1), 1.0, atol=1e-5)
+    for text, row in zip(texts, together, strict=True):
+        assert np.allclose(encoder.encode([text])[0], row, atol=1e-5)
+    assert encoder.encode([]).shape == (0, 384)
 
 
 def test_fusion_prefers_what_both_rankings_like():

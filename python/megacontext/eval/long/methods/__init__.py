@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from megacontext.eval.long.methods.agents import PagingAgent, RecursiveSummary
+from megacontext.eval.long.methods.embedder import no_embedder
 from megacontext.eval.long.methods.memory import MemoryMethod
 from megacontext.eval.long.methods.paged import PagedMethod
 from megacontext.eval.long.methods.presses import Press, no_kvpress
@@ -37,6 +38,8 @@ METHODS: dict[str, MethodMaker] = {
     "rag_bm25_filled": lambda reader, _: Retrieval(reader, "bm25", "rag_bm25_filled", top=0),
     "rag_sketch": lambda reader, _: Retrieval(reader, "sketch", "rag_sketch"),
     "rag_hybrid": lambda reader, _: Retrieval(reader, "hybrid", "rag_hybrid"),
+    "rag_dense": lambda reader, _: Retrieval(reader, "dense", "rag_dense"),
+    "rag_dense_hybrid": lambda reader, _: Retrieval(reader, "dense_hybrid", "rag_dense_hybrid"),
     "neighbours": lambda reader, _: Neighbours(reader),
     "summary": lambda reader, _: RecursiveSummary(reader),
     "paging_agent": lambda reader, _: PagingAgent(reader),
@@ -56,4 +59,6 @@ def method(name: str, reader: Reader, workspace: Path) -> Method:
 def why_not_here(name: str) -> str:
     """Why the method called `name` cannot run on this machine (a package is missing); empty when
     it can."""
-    return no_kvpress() if name.startswith("press_") else ""
+    if name.startswith("press_"):
+        return no_kvpress()
+    return no_embedder() if name.startswith("rag_dense") else ""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megacontext.eval.long.example import Example
-from megacontext.eval.long.methods.passages import Bm25, Indexed, Passages, SketchIndex, best
+from megacontext.eval.long.methods.passages import Index, Indexed, Passages, best
 from megacontext.eval.long.methods.reader import NotApplicable, Reader, Reply, reply_of
 from megacontext.models import PromptRunner
 
@@ -113,7 +113,7 @@ class PagingAgent:
         assert largest <= self.reader.budget_places
         return reply
 
-    def _page_in(self, queue: deque[int], index: Bm25 | SketchIndex, query: str) -> None:
+    def _page_in(self, queue: deque[int], index: Index, query: str) -> None:
         """Bring in the best pages that are not there yet, a third of the queue at a time."""
         count = max(1, (queue.maxlen or 1) // 3)
         scores = index.rank(query)

@@ -1,4 +1,4 @@
-"""Passages of a history and three ways of ranking them: words, embeddings, both.
+"""Passages of a history and ways of ranking them: words, token embeddings, sentence embeddings.
 
 Independent of the engine's own search: a baseline that shared the code under test would share its
 mistakes.
@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from megacontext.eval.long.example import Example
+from megacontext.eval.long.methods.embedder import Embedder, embedder
 from megacontext.eval.long.methods.reader import Reader
 from megacontext.models import FrozenBase, TokenArray
 
@@ -170,6 +173,28 @@ class SketchIndex:
         return sketches @ _unit(asked[None])[0]
 
 
+@dataclass(frozen=True)
+class DenseIndex:
+    """Passages as sentence embeddings of a model made for retrieval (`embedder.py`)."""
+
+    passages: Passages
+    base: FrozenBase
+
+    @property
+    def _embedder(self) -> Embedder:
+        return embedder(self.base.facts.dtype)
+
+    @cached_property
+    def _rows(self) -> Ranking:
+        return self._embedder.encode([self.passages[i] for i in range(len(self.passages))])
+
+    def build(self) -> int:
+        return self._rows.nbytes
+
+    def rank(self, question: str) -> Ranking:
+        return self._rows @ self._embedder.encode([question])[0]
+
+
 def fuse(rankings: list[Ranking], constant: int = 60) -> Ranking:
     """Reciprocal rank fusion (Cormack et al. 2009)."""
     fused = np.zeros_like(rankings[0], dtype=np.float32)
@@ -191,6 +216,25 @@ def _unit(rows: Ranking) -> Ranking:
     )
 
 
+class Index(Protocol):
+    """Passages ranked for a question, after `build` has made what that takes."""
+
+    def build(self) -> int:
+        """Returns about how many bytes are held."""
+        ...
+
+    def rank(self, question: str) -> Ranking:
+        """A score for every passage."""
+        ...
+
+
+INDEXES: dict[str, Callable[[Passages, FrozenBase], Index]] = {
+    "bm25": lambda passages, _: Bm25(passages),
+    "sketch": SketchIndex,
+    "dense": DenseIndex,
+}
+
+
 @dataclass(frozen=True)
 class Indexed:
     """Passages of one example with indexes over them, shared by the methods that want the same.
@@ -199,7 +243,7 @@ class Indexed:
     """
 
     passages: Passages
-    indexes: tuple[Bm25 | SketchIndex, ...]
+    indexes: tuple[Index, ...]
     state_bytes: int
     seconds: float
 
@@ -207,7 +251,7 @@ class Indexed:
     def of(
         cls, reader: Reader, example: Example, passage_tokens: int, kinds: tuple[str, ...]
     ) -> Indexed:
-        """Passages of `passage_tokens` with an index of each of `kinds` ("bm25", "sketch")."""
+        """Passages of `passage_tokens` with an index of each of `kinds` (of `INDEXES`)."""
         base, size = reader.base, str(passage_tokens)
         sentences, seconds = reader.derived(
             example, "sentences", lambda: Sentences.of(example.history, base)
@@ -216,12 +260,11 @@ class Indexed:
             example, size, lambda: Passages.packed(sentences, passage_tokens)
         )
         seconds += took
-        indexes: list[Bm25 | SketchIndex] = []
+        indexes: list[Index] = []
         state_bytes = len(example.history.encode())
         for kind in kinds:
-            make = _built_bm25 if kind == "bm25" else _built_sketch
             (index, held), took = reader.derived(
-                example, f"{kind} {size}", partial(make, passages, base)
+                example, f"{kind} {size}", partial(_built, kind, passages, base)
             )
             indexes.append(index)
             state_bytes += held
@@ -229,11 +272,6 @@ class Indexed:
         return cls(passages, tuple(indexes), state_bytes, seconds)
 
 
-def _built_bm25(passages: Passages, _: FrozenBase) -> tuple[Bm25 | SketchIndex, int]:
-    index = Bm25(passages)
-    return index, index.build()
-
-
-def _built_sketch(passages: Passages, base: FrozenBase) -> tuple[Bm25 | SketchIndex, int]:
-    index = SketchIndex(passages, base)
+def _built(kind: str, passages: Passages, base: FrozenBase) -> tuple[Index, int]:
+    index = INDEXES[kind](passages, base)
     return index, index.build()

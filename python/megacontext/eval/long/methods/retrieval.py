@@ -14,6 +14,9 @@ from megacontext.eval.long.methods.passages import Indexed, Passages, best, fuse
 from megacontext.eval.long.methods.reader import Reader, Reply, reply_of
 from megacontext.models import TokenArray
 
+# Rankings of several indexes, fused and reranked.
+_FUSED = {"hybrid": ("bm25", "sketch"), "dense_hybrid": ("bm25", "dense")}
+
 
 @dataclass
 class Retrieval:
@@ -23,11 +26,11 @@ class Retrieval:
     """
 
     reader: Reader
-    ranking: Literal["bm25", "sketch", "hybrid"]
+    ranking: Literal["bm25", "sketch", "dense", "hybrid", "dense_hybrid"]
     name: str
     passage_tokens: int = 96
     top: int = 8
-    # Hybrid only: this many of the fused ranking are ordered again by question likelihood.
+    # Hybrids only: this many of the fused ranking are ordered again by question likelihood.
     reranked: int = 12
 
     @property
@@ -35,14 +38,17 @@ class Retrieval:
         ranked = {
             "bm25": "BM25 (k1 1.2, b 0.75)",
             "sketch": "similarity of frequency-weighted token embeddings of the base",
+            "dense": "cosine of their embeddings by all-MiniLM-L6-v2",
             "hybrid": "BM25 and embeddings fused by rank, the first "
+            f"{self.reranked} reranked by the base's likelihood of the question",
+            "dense_hybrid": "BM25 and all-MiniLM-L6-v2 fused by rank, the first "
             f"{self.reranked} reranked by the base's likelihood of the question",
         }[self.ranking]
         shown = f"the best {self.top}" if self.top else "as many as fit"
         return f"passages of {self.passage_tokens} tokens by {ranked}; {shown}, in timeline order"
 
     def answer(self, example: Example) -> Reply:
-        kinds = ("bm25", "sketch") if self.ranking == "hybrid" else (self.ranking,)
+        kinds = _FUSED.get(self.ranking, (self.ranking,))
         held = Indexed.of(self.reader, example, self.passage_tokens, kinds)
         started = time.perf_counter()
         chosen = self._choose(held, example.question)
@@ -59,7 +65,7 @@ class Retrieval:
         rankings = [index.rank(question) for index in held.indexes]
         scores = rankings[0] if len(rankings) == 1 else fuse(rankings)
         order = best(scores, self.top or len(passages))
-        if self.ranking != "hybrid":
+        if self.ranking not in _FUSED:
             return order
         candidates = best(scores, self.reranked)
         likelihood = {
