@@ -9,7 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from megacontext.eval.long.example import ExampleRequest
 from megacontext.eval.long.methods import METHODS, NotApplicable, Reader, method
@@ -34,6 +39,8 @@ class KeepNewest:
 
     def compress(self, module, hidden_states, keys, values, attentions, kwargs):
         assert kwargs["position_embeddings"][0].shape[1] == keys.shape[2]
+        cos, _ = module.rotary_emb(values, torch.arange(keys.shape[2])[None])
+        torch.testing.assert_close(cos, kwargs["position_embeddings"][0])
         count = max(1, int(keys.shape[2] * (1 - self.compression_ratio)))
         return keys[:, :, -count:], values[:, :, -count:]
 
@@ -54,6 +61,19 @@ def roomy_base(text_tokenizer) -> TransformersBase:
         max_position_embeddings=1024, initializer_range=0.3,
     )  # fmt: skip
     return TransformersBase(LlamaForCausalLM(config), text_tokenizer, "roomy-llama")
+
+
+@pytest.fixture(scope="module")
+def windowed_base(text_tokenizer) -> TransformersBase:
+    """Its first layer sees 16 places back, and its rotary embedding asks for the layer's type."""
+    torch.manual_seed(8)
+    config = Gemma3TextConfig(
+        vocab_size=text_tokenizer.vocabulary_tokens, hidden_size=48, intermediate_size=96,
+        num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2, head_dim=8,
+        max_position_embeddings=1024, sliding_window=16, query_pre_attn_scalar=8,
+        layer_types=["sliding_attention", "full_attention", "full_attention"],
+    )  # fmt: skip
+    return TransformersBase(Gemma3ForCausalLM(config), text_tokenizer, "windowed-gemma")
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +114,30 @@ def test_pressed_layers_hold_the_budget_and_keep_what_the_press_chose(
     assert pressed.answer(example).places == BUDGET
 
 
+def test_a_layer_with_a_sliding_window_keeps_its_window(windowed_base, example, monkeypatch):
+    """Whatever a press would choose there: what lies further back is never looked at."""
+    reader = Reader(windowed_base, BUDGET)
+    classes = {"KeepNewest": KeepNewest, "KeepOldest": KeepOldest}
+    monkeypatch.setattr(Press, "_classes", lambda _: classes)
+    before, tail = reader.around(example)
+    history, kept = np.concatenate([before, reader.encode(example.history)]), BUDGET - len(tail)
+    held = Press(reader, "KeepNewest", "")._pressed(classes, history, kept)
+    first, second = held["KeepOldest"][:2]
+    assert first[0].shape[2] == second[0].shape[2] == kept
+    assert torch.equal(first[0], held["KeepNewest"][0][0])
+    assert not torch.equal(second[0], held["KeepNewest"][1][0])
+    for name in classes:
+        assert Press(reader, name, name).answer(example).places == BUDGET
+
+
+def test_everything_kept_is_the_plain_model_with_windows_too(windowed_base, example, monkeypatch):
+    reader = Reader(windowed_base, 900)
+    got = newest(reader, monkeypatch).answer(example)
+    wanted = reader.read(reader.encode(example.history), example)
+    assert (got.text, got.places) == (wanted.text, wanted.places)
+    assert got.confidence == pytest.approx(wanted.confidence, rel=1e-4)
+
+
 def test_one_pass_over_the_history_serves_all_presses(roomy_base, example, monkeypatch):
     reader, passes = Reader(roomy_base, BUDGET), []
     classes = {"KeepNewest": KeepNewest, "KeepOldest": KeepOldest}
@@ -111,18 +155,22 @@ def test_one_pass_over_the_history_serves_all_presses(roomy_base, example, monke
 
 
 @pytest.mark.skipif(importlib.util.find_spec("kvpress") is None, reason="kvpress is optional")
+@pytest.mark.parametrize("base", ["roomy_base", "windowed_base"])
 @pytest.mark.parametrize("name", PRESSES)
-def test_press_of_kvpress_holds_the_budget_and_repeats_itself(name, roomy_base, example, tmp_path):
-    reader = Reader(roomy_base, BUDGET)
+def test_press_of_kvpress_holds_the_budget_and_repeats_itself(
+    name, base, example, tmp_path, request
+):
+    base = request.getfixturevalue(base)
+    reader = Reader(base, BUDGET)
     first = method(name, reader, tmp_path).answer(example)
     second = method(name, reader, tmp_path).answer(example)
     assert first.places == BUDGET
     assert (first.text, first.confidence) == (second.text, second.confidence)
-    facts = roomy_base.facts
+    facts = base.facts
     rows = 2 * facts.layer_count * facts.kv_head_count * facts.head_width
     tail = len(reader.around(example)[1])
     assert first.state_bytes >= (BUDGET - tail) * rows * 4
-    assert not hasattr(roomy_base.model.model.layers[0].self_attn, "rotary_emb")
+    assert not hasattr(base.model.model.layers[0].self_attn, "rotary_emb")
 
 
 def test_a_history_above_the_trained_length_is_not_applicable(roomy_base, tmp_path):

@@ -2,7 +2,8 @@
 
 The optional package gives the scores and the choice (`press.compress`). Its own hook reads forward
 arguments that transformers 5.24 renamed, so the hook is ours: after each layer's attention over the
-history, that layer keeps as many places as the budget leaves beside question and answer prefix.
+history, that layer keeps as many places as the budget leaves beside question and answer prefix:
+those that the press chose, or in a layer with a sliding window the newest, which is all it sees.
 Positions stay the true ones. Knows no task.
 """
 
@@ -10,9 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import inspect
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -101,7 +104,7 @@ class Press:
         presses = {name: made(compression_ratio=ratio) for name, made in classes.items()}
         pressed: dict[str, list[KeysValues]] = {name: [] for name in classes}
         tokens = torch.from_numpy(history.astype(np.int64))[None]
-        with _pressing(getattr(base, "model", None), presses, cache, pressed):
+        with _pressing(getattr(base, "model", None), presses, cache, pressed, kept):
             base.step(StepInput(torch.arange(len(history))[None], tokens=tokens), cache)
         return pressed
 
@@ -112,9 +115,11 @@ def _pressing(
     presses: dict[str, Any],
     cache: DynamicCache,
     pressed: dict[str, list[KeysValues]],
+    newest: int,
 ) -> Iterator[None]:
     """While open, every layer of `model` adds to `pressed` what each press keeps of what its
-    attention has just written into `cache`, which stays whole."""
+    attention has just written into `cache`, which stays whole; a layer with a sliding window its
+    `newest` places."""
     decoder = getattr(model, "model", None)
     if decoder is None or not all(hasattr(layer, "self_attn") for layer in decoder.layers):
         raise NotApplicable("presses need a decoder with layers of self-attention")
@@ -123,6 +128,11 @@ def _pressing(
 
     def hook(module: Any, _args: Any, given: dict[str, Any], output: Any) -> Any:
         layer = cache.layers[module.layer_idx]
+        if getattr(module, "is_sliding", False):
+            recent = layer.keys[:, :, -newest:], layer.values[:, :, -newest:]
+            for rows in pressed.values():
+                rows.append(recent)
+            return output
         # The names that presses look for.
         known = given | {"past_key_values": given.get(CACHE_ARGUMENT)}
         for name, press in presses.items():
@@ -136,8 +146,16 @@ def _pressing(
         for layer in decoder.layers:
             attention = layer.self_attn
             if not hasattr(attention, "rotary_emb"):
-                attention.rotary_emb = decoder.rotary_emb
+                attention.rotary_emb = _rotary(decoder, attention)
                 stack.callback(delattr, attention, "rotary_emb")
             handle = attention.register_forward_hook(hook, with_kwargs=True)
             stack.callback(handle.remove)
         yield
+
+
+def _rotary(decoder: Any, attention: Any) -> Any:
+    """The rotary embedding of one layer, called with rows and positions as presses do."""
+    rotary = decoder.rotary_emb
+    if "layer_type" not in inspect.signature(rotary.forward).parameters:
+        return rotary
+    return partial(rotary, layer_type=attention.layer_type)
