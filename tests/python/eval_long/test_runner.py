@@ -15,7 +15,7 @@ from megacontext.eval.long.command import parse_lengths, parse_names
 from megacontext.eval.long.example import Example, GoldSpan, Source
 from megacontext.eval.long.figures import frontier, heat_map, length_name
 from megacontext.eval.long.methods import Reply, presses
-from megacontext.eval.long.report import write_report
+from megacontext.eval.long.report import _mean_cell, write_report
 from megacontext.eval.long.runner import RunConfig, gold_shown, run
 from megacontext.eval.long.summary import (
     Results,
@@ -224,6 +224,17 @@ def test_a_mean_over_tasks_counts_each_task_the_same():
     (entry,) = comparisons({"4k": results}, "ours")
     assert entry.comparison.difference.mean == pytest.approx((0.5 + 0.0) / 2)
     assert results.mean_of_answered(method="nobody") is None
+
+
+def test_a_mean_of_some_tasks_does_not_stand_beside_one_of_all():
+    rows = [_row("ours", task, 0, 0.5) for task in "ab"] + [_row("theirs", "a", 0, 1.0)]
+    rows += [_row("ceiling", "a", 0, 1.0), _row("ceiling", "b", 0, 0.0, status="not applicable")]
+    results = Results(tuple(rows))
+    assert len(results.whole("ours").rows) == 2
+    assert len(results.whole("ceiling").rows) == 2
+    assert results.whole("theirs").rows == ()
+    assert _mean_cell(results, "theirs", 4096).endswith("n=1, 1 of 2 tasks")
+    assert _mean_cell(results, "ours", 4096).endswith("n=2")
 
 
 def test_kept_share_is_of_the_same_tasks_in_the_window():

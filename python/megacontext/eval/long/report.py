@@ -157,7 +157,9 @@ def _mean_cell(results: Results, method: str, length: int) -> str:
     if mean is None:
         return "-"
     asked = len(results.where(method=method, length=length))
-    return f"{mean} of {asked}" if asked > mean.count else str(mean)
+    text = f"{mean} of {asked}" if asked > mean.count else str(mean)
+    tasks, all_tasks = results.tasks_asked(length, method), results.tasks_asked(length)
+    return text if tasks == all_tasks else f"{text}, {len(tasks)} of {len(all_tasks)} tasks"
 
 
 def _task_table(results: Results, length: int) -> Table:
@@ -178,9 +180,10 @@ def _figures(results: Results, again: Again) -> Iterator[Block]:
     names = [length_name(n) for n in results.lengths]
     cells: list[list[float | None]] = []
     for method in results.methods:
-        means = [results.mean_of_answered(method=method, length=n) for n in results.lengths]
+        whole = results.whole(method)
+        means = [whole.mean_of_answered(method=method, length=n) for n in results.lengths]
         cells.append([None if mean is None else mean.mean for mean in means])
-    title = f"Mean score over what was answered of {len(tasks)} tasks, by method and length"
+    title = f"Mean score over {len(tasks)} tasks, by method and length"
     yield Figure("scores", heat_map(title, names, results.methods, cells), again())
     for method in results.methods:
         if method in ("no_context", "ceiling"):
@@ -192,8 +195,8 @@ def _figures(results: Results, again: Again) -> Iterator[Block]:
     for field, axis in (("places", "places of the prompt"), ("ttft_s", "seconds to first token")):
         points = []
         for method in results.methods:
-            mean = results.mean_of_answered(method=method)
-            x = results.median(field, method=method)
+            whole = results.whole(method)
+            mean, x = whole.mean_of_answered(method=method), whole.median(field, method=method)
             if mean is not None and x is not None and method != "ceiling":
                 points.append((method, x, mean.mean))
         if points:

@@ -63,6 +63,18 @@ class Results:
             return None
         return bootstrap_interval(scores)
 
+    def tasks_asked(self, length: int, *methods: str) -> set[str]:
+        """Tasks of which `methods` (none: any) were asked an example of `length`."""
+        rows = self.where(length=length)
+        return {row["task"] for row in rows if not methods or row["method"] in methods}
+
+    def whole(self, method: str) -> Results:
+        """The rows of `method` at lengths where it was asked of as many tasks as any other: a mean
+        of some tasks says nothing beside one of all."""
+        asked = (n for n in self.lengths if self.tasks_asked(n, method) == self.tasks_asked(n))
+        lengths = set(asked)
+        return Results(tuple(r for r in self.where(method=method) if r["length"] in lengths))
+
     def mean_of_answered(self, **wanted: Any) -> Interval | None:
         """Mean of the tasks' means over what was answered, with its interval; None for nothing."""
         rows = self.answered(**wanted)
