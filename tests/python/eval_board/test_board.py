@@ -11,6 +11,7 @@ import pytest
 
 from megacontext.eval.board import make_entry, read_entries, validate, write_entry, write_page
 from megacontext.eval.board.command import main
+from megacontext.eval.board.page import _table
 from megacontext.eval.long.runner import RunConfig, run
 from megacontext.models import load
 from megacontext_ext.errors import InvalidArgument, NotFound
@@ -126,6 +127,20 @@ def test_the_page_shows_every_entry_and_method(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "twice")
     with pytest.raises(InvalidArgument, match="'tiny' is of two"):
         read_entries([tmp_path])
+
+
+def test_a_method_with_some_tasks_of_a_length_is_ranked_by_one_with_all(folder):
+    entry = json.loads((folder / "board.json").read_text())
+    first, *others = [cell for cell in entry["cells"] if cell["method"] == "rag_bm25"]
+    lucky = {"length": 10 * first["length"], "score": 1.0}
+    entry["cells"] = [
+        *(cell | {"method": "some", "score": 0.0} for cell in (first, *others)),
+        first | lucky | {"method": "some"},
+        *(cell | {"method": "all", "score": 0.5} for cell in (first, *others)),
+        *(cell | lucky | {"method": "all", "score": 0.1} for cell in (first, *others)),
+    ]
+    names = [row[0] for row in _table([entry]).rows]
+    assert names == ["all", "some"]
 
 
 def test_the_command_line_makes_checks_and_shows(folder, tmp_path, capsys):

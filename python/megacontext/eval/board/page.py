@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,13 +79,16 @@ def _table(entries: Sequence[dict[str, Any]]) -> Table:
     lengths = sorted({cell["length"] for entry in entries for cell in entry["cells"]})
     scored: list[tuple[bool, float, tuple[str, ...]]] = []
     for entry in entries:
+        most = _most_tasks(entry)
         for method in dict.fromkeys(cell["method"] for cell in entry["cells"]):
             mine = [cell for cell in entry["cells"] if cell["method"] == method]
             shown = [_mean([c for c in mine if c["length"] == length]) for length in lengths]
             competes = all(cell["in_competition"] for cell in mine)
-            # By the longest length, where memories differ most.
-            rank = max((c["length"], c["score"]) for c in mine)[0]
-            longest = [c["score"] for c in mine if c["length"] == rank]
+            # By the longest length with all tasks of the entry, where memories differ most: a mean
+            # of some tasks says nothing beside one of all.
+            tasks = Counter(c["length"] for c in mine)
+            rank = max((n for n, count in tasks.items() if count == most[n]), default=0)
+            longest = [c["score"] for c in mine if c["length"] == rank] or [0.0]
             places = max(cell["places"] for cell in mine)
             label = method if competes else f"({method})"
             row = (label, entry["name"], *shown, f"{places:,}")
@@ -92,6 +96,15 @@ def _table(entries: Sequence[dict[str, Any]]) -> Table:
     scored.sort(key=lambda line: line[:2])
     head = ("method", "entry", *map(length_name, lengths), "places at most")
     return Table(head, tuple(row for _, _, row in scored))
+
+
+def _most_tasks(entry: dict[str, Any]) -> dict[int, int]:
+    """By length, the tasks of the method of `entry` that has most."""
+    counts = Counter((cell["length"], cell["method"]) for cell in entry["cells"])
+    most: dict[int, int] = {}
+    for (length, _), count in counts.items():
+        most[length] = max(count, most.get(length, 0))
+    return most
 
 
 def _mean(cells: Sequence[dict[str, Any]]) -> str:
