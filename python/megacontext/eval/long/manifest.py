@@ -93,12 +93,16 @@ def read_manifest(out: Path) -> dict[str, Any]:
     return json.loads((out / FILE).read_text())
 
 
+# All but answers: a run that adds to committed ones changes them and no code.
+_CODE = ("--", ":/", ":(top,exclude)benchmarks/results")
+
+
 def commit_of(folder: Path) -> tuple[str | None, bool]:
     """Commit of the checkout around `folder`, and whether it was changed; None outside of one."""
     try:
         ask = ["git", "-C", str(folder)]
         commit = subprocess.run([*ask, "rev-parse", "HEAD"], capture_output=True, text=True)
-        state = subprocess.run([*ask, "status", "--porcelain", "-uno"], capture_output=True)
+        state = subprocess.run([*ask, "status", "--porcelain", "-uno", *_CODE], capture_output=True)
     except FileNotFoundError:
         return None, False
     return (commit.stdout.strip() or None) if commit.returncode == 0 else None, bool(state.stdout)
